@@ -1,12 +1,12 @@
 """Make the virtual environment in which everything runs: ROS 2 wheels, libraries, and this package.
 
 Called by script/setup, script/run and script/test with any Python >= 3.10; needs only the standard
-library. Each stage leaves a stamp (a hash of what it was made from), so that a stage whose inputs did
-not change costs nothing:
+library. Each stage leaves a stamp (a hash of what it was made from), so that a stage whose inputs
+did not change costs nothing:
 
-    packages    requirements/*.txt, constraints/*.txt, the interpreter      pip, about half a minute to minutes
-    interfaces  msg/, srv/, action/, CMakeLists.txt, package.xml            CMake and a C++ compiler, half a minute
-    python      ego_world_model/, config/, launch/                          a copy, below a second
+    packages    requirements/*.txt, constraints/*.txt, interpreter       pip, minutes
+    interfaces  msg/, srv/, action/, CMakeLists.txt, package.xml         C++ compiler, half a minute
+    python      ego_world_model/, config/, launch/                       a copy, below a second
 
 Environment variables: EGO_PYTHON (interpreter to use), EGO_VENV (folder, default .venv),
 EGO_TORCH_INDEX (package index that torch comes from, such as the CPU-only one).
@@ -29,7 +29,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 SUPPORTED = ((3, 10), (3, 13))
-# GB that an empty environment takes while it is made, downloads included: CPU-only torch, torch with CUDA
+# GB that an environment takes while it is made, downloads included: torch for the CPU, with CUDA
 DISK_CPU, DISK_CUDA = 4.0, 12.0
 
 
@@ -72,7 +72,7 @@ def make_environment(venv: Path, *, test: bool, force: bool) -> None:
         for name, stage in stages:
             stamp = venv / f".stamp-{name}"
             wanted = fingerprint(name, venv)
-            # new ROS wheels make the built interfaces stale, those the installed files; test tools do not
+            # new ROS wheels make the built interfaces stale, and those the installed files
             if outdated or not stamp.exists() or stamp.read_text() != wanted:
                 started = time.monotonic()
                 say(f"{name}: working ...")
@@ -216,7 +216,8 @@ def check_disk(folder: Path) -> None:
         return
     message = f"{folder} has {free:.1f} GB free, the installation takes up to {needed:.0f} GB"
     if not cpu_only and free >= DISK_CPU:
-        message += f"; without a GPU, set EGO_TORCH_INDEX to PyTorch's CPU-only package index: {DISK_CPU:.0f} GB do"
+        message += "; without a GPU, set EGO_TORCH_INDEX to PyTorch's index of CPU-only wheels"
+        message += f" ({DISK_CPU:.0f} GB)"
     raise SetupError(message + "; free some space, or name another disk in EGO_VENV")
 
 
@@ -271,7 +272,7 @@ def run(
     environment: dict[str, str] | None = None,
     quiet: bool = False,
 ) -> None:
-    """Run a command; raise SetupError with `advice` where it fails. Quiet output is shown on failure only."""
+    """Run a command; SetupError with `advice` where it fails. Quiet: show output only then."""
     result = subprocess.run(
         command, env=environment, text=True, capture_output=quiet, stdin=subprocess.DEVNULL
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import sys
@@ -14,9 +15,9 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 
-# One domain per test run, chosen before any rclpy context exists and inherited by child processes, on
-# the loopback only: runs on one machine, and robots on the network, never meet. Domains above 101 may
-# collide with the ephemeral ports of Linux.
+# One domain per test run, chosen before any rclpy context exists and inherited by child processes,
+# on the loopback only: runs on one machine, and robots on the network, never meet. Domains above 101
+# may collide with the ephemeral ports of Linux.
 os.environ.setdefault("EGO_TEST_DOMAIN", str(random.SystemRandom().randint(1, 101)))
 os.environ["ROS_DOMAIN_ID"] = os.environ["EGO_TEST_DOMAIN"]
 os.environ["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"
@@ -69,10 +70,8 @@ def ros_node(ros_domain: int) -> Iterator[Any]:
     executor.add_node(node)
 
     def spin() -> None:
-        try:
+        with contextlib.suppress(ExternalShutdownException):
             executor.spin()
-        except ExternalShutdownException:
-            pass
 
     thread = threading.Thread(target=spin, daemon=True)
     thread.start()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -15,7 +16,9 @@ from pathlib import Path
 class NodeProcess:
     """A child process in its own process group whose output is kept line by line.
 
-    Use as a context manager: it leaves with SIGINT (as a user's ctrl-C), then SIGTERM, then SIGKILL.
+    As a context manager it leaves with SIGINT (as a user's ctrl-C), then SIGTERM, then SIGKILL.
+    It does not run in the checkout's root, whose sources (without the built messages) would hide the
+    installed package.
     """
 
     def __init__(
@@ -31,6 +34,7 @@ class NodeProcess:
             text=True,
             errors="replace",
             env={**os.environ, "PYTHONUNBUFFERED": "1", **(environment or {})},
+            cwd=Path(__file__).parent,
             start_new_session=True,
         )
         self._reader = threading.Thread(target=self._read, daemon=True)
@@ -98,10 +102,8 @@ class NodeProcess:
         self.stop()
 
     def _signal_group(self, number: int) -> None:
-        try:
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, number)
-        except ProcessLookupError:
-            pass
 
     def _read(self) -> None:
         assert self._process.stdout is not None
