@@ -15,8 +15,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 
-# One domain per test run, chosen before any rclpy context exists and inherited by child processes,
-# on the loopback only: runs on one machine, and robots on the network, never meet. Domains above 101
+# One domain per test run, chosen before any rclpy context exists, inherited by child processes, and
+# on the loopback only: two runs on one machine, or a robot nearby, never meet. Domains above 101
 # may collide with the ephemeral ports of Linux.
 os.environ.setdefault("EGO_TEST_DOMAIN", str(random.SystemRandom().randint(1, 101)))
 os.environ["ROS_DOMAIN_ID"] = os.environ["EGO_TEST_DOMAIN"]

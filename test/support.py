@@ -17,7 +17,7 @@ class NodeProcess:
     """A child process in its own process group whose output is kept line by line.
 
     As a context manager it leaves with SIGINT (as a user's ctrl-C), then SIGTERM, then SIGKILL.
-    It does not run in the checkout's root, whose sources (without the built messages) would hide the
+    It does not run in the checkout's root, whose sources, without built messages, would hide the
     installed package.
     """
 
