@@ -1,0 +1,110 @@
+"""The keypoint estimator learns what it is shown, and its labels mean what they say."""
+
+import json
+
+import numpy as np
+import pytest
+import synthetic_scenes
+import torch
+
+from ego_world_model.perception import (
+    CLASS_NAMES,
+    EstimatorConfig,
+    KeypointEstimator,
+    class_labels,
+    visible_joints,
+)
+from ego_world_model.perception.estimator import STRIDE, cell_centres, decode_keypoints
+from ego_world_model.perception.frames import LabelledFrames, mirrored
+from ego_world_model.training.keypoints import estimator_loss, measure
+
+CONFIG = EstimatorConfig(synthetic_scenes.SLOTS, channels=(32, 48, 64))
+
+
+@pytest.fixture(scope="module")
+def frames() -> LabelledFrames:
+    return LabelledFrames.from_episodes([synthetic_scenes.episode(0)], CONFIG, stride=4)
+
+
+def test_overfits_a_few_frames_to_a_pixel(frames, tmp_path):
+    """The network, its loss and its decoding agree: learned frames are read back exactly."""
+    torch.manual_seed(0)
+    estimator = KeypointEstimator(CONFIG)
+    images = frames.images.permute(0, 3, 1, 2).float() / 127.5 - 1
+    optimizer = torch.optim.AdamW(estimator.network.parameters(), lr=3e-3)
+    for _ in range(250):
+        losses = estimator_loss(estimator.network.train()(images), frames)
+        optimizer.zero_grad()
+        losses["total"].backward()
+        optimizer.step()
+    report = measure(estimator, frames)
+    assert report["keypoint_error_px"] < 1
+    assert report["hand_iou"] > 0.85 and report["objects_iou"] > 0.85
+
+    estimator.save(tmp_path)
+    again = KeypointEstimator.from_pretrained(tmp_path)
+    assert again.config == CONFIG
+    first, second = estimator(frames.images.numpy()), again(frames.images.numpy())
+    assert np.abs(first.pixels - second.pixels).max() < 0.1  # half precision on disk
+    assert (first.classes == second.classes).mean() > 0.999
+
+    # Frames of another size are read in their own pixels.
+    double = frames.images.numpy().repeat(2, axis=1).repeat(2, axis=2)
+    large = again(double)
+    assert large.classes.shape == (len(frames), 192, 256)
+    assert np.median(np.abs((large.pixels + 0.5) / 2 - 0.5 - second.pixels)) < 1
+
+
+def test_decoding_returns_the_encoded_pixel():
+    centres = cell_centres(24, 32)
+    target = torch.tensor([37.3, 52.8])
+    away = (target[:, None, None] - centres) / STRIDE
+    heat = -away.square().sum(0) * 4
+    pixels, confidence = decode_keypoints(heat[None, None], away[None, None])
+    assert torch.allclose(pixels[0, 0], target, atol=1e-3) and confidence > 0.9
+
+
+def test_visible_joints_need_their_own_hand_in_front():
+    camera = synthetic_scenes.CAMERA
+    positions = np.zeros((1, 42, 3), np.float32)
+    positions[0, [0, 1, 21, 22]] = camera.unproject(
+        np.array([(20, 30), (40, 30), (20, 30), (300, 30)]), np.full(4, 0.5)
+    )
+    valid = np.zeros((1, 42), bool)
+    valid[0, [0, 1, 21, 22]] = True
+    masks = np.zeros((1, 96, 128), np.uint8)
+    masks[0, 25:35, 10:50] = 1
+    depth = np.full((1, 96, 128), 480, np.uint16)
+    pixels, visible = visible_joints(positions, valid, masks, camera, depth)
+    assert np.flatnonzero(visible[0]).tolist() == [0, 1]  # 21 on the other hand, 22 outside
+    assert np.allclose(pixels[0, 1], (40, 30), atol=1e-3)
+    depth[0, 30, 40] = 300  # something of the same hand passes 20 cm in front of joint 1
+    assert visible_joints(positions, valid, masks, camera, depth)[1][0, 1] == np.False_
+
+
+def test_mirroring_swaps_the_hands(frames):
+    mirror = mirrored(frames, CONFIG)
+    wrist = CONFIG.slots.index("left_wrist"), CONFIG.slots.index("right_wrist")
+    assert torch.equal(mirror.pixels[:, wrist[0], 0], 127 - frames.pixels[:, wrist[1], 0])
+    assert ((mirror.classes == 1).sum() == (frames.classes == 2).sum()).item()
+    twice = mirrored(mirror, CONFIG)
+    assert torch.equal(twice.images, frames.images) and torch.equal(twice.classes, frames.classes)
+
+
+def test_classes_merge_arms_and_objects():
+    assert [CLASS_NAMES[c] for c in class_labels(np.arange(7, dtype=np.uint8))] == [
+        "background", "left_hand", "right_hand", "arms", "arms", "objects", "objects",
+    ]  # fmt: skip
+    with pytest.raises(ValueError, match="value 9"):
+        class_labels(np.array([9], np.uint8))
+
+
+def test_a_missing_or_unfitting_checkpoint_is_explained(tmp_path):
+    with pytest.raises(FileNotFoundError, match="train keypoints"):
+        KeypointEstimator.from_pretrained(tmp_path)
+    KeypointEstimator(CONFIG).save(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["slots"] = config["slots"][:3]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="do not fit"):
+        KeypointEstimator.from_pretrained(tmp_path)
