@@ -156,7 +156,9 @@ class HandTrajectory:
             camera_pose = np.repeat(np.eye(4)[None], steps, axis=0)
         camera_pose = np.asarray(camera_pose, dtype=np.float64)
         if camera_pose.shape != (steps, 4, 4):
-            raise ValueError(f"camera_pose must have shape ({steps}, 4, 4), got {camera_pose.shape}")
+            raise ValueError(
+                f"camera_pose must have shape ({steps}, 4, 4), got {camera_pose.shape}"
+            )
         if not np.isfinite(times).all() or abs(times[0]) > 1e-6 or (np.diff(times) <= 0).any():
             raise ValueError(
                 "times must be finite, start at 0 (the reference frame) and strictly rise, "
@@ -176,9 +178,7 @@ class HandTrajectory:
         if np.abs(camera_pose[0] - np.eye(4)).max() > 1e-5:
             raise ValueError("camera_pose[0] must be the identity: frame 0 is the reference camera")
         object.__setattr__(self, "times", times)
-        object.__setattr__(
-            self, "positions", np.where(valid[..., None], positions, np.float32(0))
-        )
+        object.__setattr__(self, "positions", np.where(valid[..., None], positions, np.float32(0)))
         object.__setattr__(self, "valid", valid)
         object.__setattr__(self, "camera_pose", camera_pose)
 

@@ -1,0 +1,128 @@
+"""The one inverse kinematics: wrists to poses with the arm joints, by pin-pink's QP steps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pinocchio as pin
+from numpy.typing import NDArray
+from pink import Configuration, solve_ik
+from pink.limits import ConfigurationLimit
+from pink.tasks import FrameTask, PostureTask
+
+if TYPE_CHECKING:
+    from ego_world_model.kinematics.forward import HandKinematics
+
+_SOLVER = "daqp"
+
+
+class UnreachableError(ValueError):
+    """No configuration within the joint limits reaches the wrist target closely enough."""
+
+
+class ArmSolver:
+    """Places the wrists of one robot; everything but the arms keeps its configuration.
+
+    Args:
+        kinematics: forward kinematics of the robot.
+        posture_cost: pull towards the start configuration, relative to 1 per metre of wrist error;
+            it settles the elbow, which the wrist pose leaves free.
+    """
+
+    def __init__(self, kinematics: HandKinematics, *, posture_cost: float = 2e-3) -> None:
+        self.kinematics = kinematics
+        robot = kinematics.robot
+        self._posture_cost = posture_cost
+        arms = [name for hand in robot.hands.values() for name in hand.arm]
+        full = kinematics.model
+        self._locked = [full.getJointId(n) for n in robot.joint_names if n not in arms]
+        self._arm_in_full = robot.indices(tuple(n for n in robot.joint_names if n in arms))
+        self._reduced: tuple[bytes, pin.Model] | None = None
+
+    def reach(
+        self,
+        targets: Mapping[str, NDArray[np.float64]],
+        q0: NDArray[np.float64],
+        *,
+        orientation_cost: float = 0.3,
+        position_tolerance: float = 0.005,
+        rotation_tolerance: float = 0.05,
+        iterations: int = 60,
+    ) -> NDArray[np.float64]:
+        """Configuration (nq,) within limits whose wrists are at ``targets``.
+
+        Args:
+            targets: "left"/"right" → (4, 4) pose of the wrist link in the root frame.
+            q0: (nq,) start; its torso and fingers are kept.
+            orientation_cost: weight of one radian against one metre.
+
+        Raises:
+            UnreachableError: if a wrist ends farther from its target than the tolerances.
+        """
+        robot = self.kinematics.robot
+        model = self._model_at(q0)
+        start = np.clip(q0[self._arm_in_full], model.lowerPositionLimit, model.upperPositionLimit)
+        configuration = Configuration(model, model.createData(), start)
+        posture = PostureTask(cost=self._posture_cost)
+        posture.set_target(start)
+        tasks = {}
+        for side, pose in targets.items():
+            task = FrameTask(
+                robot.hands[side].wrist,
+                position_cost=1.0,
+                orientation_cost=orientation_cost,
+                lm_damping=1e-4,
+            )
+            task.set_target(pin.SE3(pose[:3, :3], pose[:3, 3]))
+            tasks[side] = task
+        limits = [ConfigurationLimit(model)]
+        for step in range(iterations):
+            # Far away the posture pull picks an elbow; near the end it would only bias the wrist.
+            active = [*tasks.values(), posture] if step < iterations // 2 else [*tasks.values()]
+            velocity = solve_ik(
+                configuration, active, 1.0, solver=_SOLVER, damping=1e-6, limits=limits
+            )
+            largest = np.abs(velocity).max()
+            if largest > 0.5:  # a full Newton step over half a radian is outside its model
+                velocity *= 0.5 / largest
+            configuration.integrate_inplace(velocity, 1.0)
+            if largest < 1e-5 and step >= iterations // 2:
+                break
+            if step < iterations // 2 and self._arrived(configuration, tasks, 1e-4, 1e-3):
+                break
+        for side, task in tasks.items():
+            error = task.compute_error(configuration)
+            position, rotation = np.linalg.norm(error[:3]), np.linalg.norm(error[3:])
+            if position > position_tolerance or rotation > rotation_tolerance:
+                raise UnreachableError(
+                    f"{side} wrist target is out of reach: {1e3 * position:.1f} mm and "
+                    f"{np.degrees(rotation):.1f} degrees remain; move the target or the start pose"
+                )
+        q = q0.copy()
+        q[self._arm_in_full] = np.clip(
+            configuration.q, model.lowerPositionLimit, model.upperPositionLimit
+        )
+        return q
+
+    @staticmethod
+    def _arrived(
+        configuration: Configuration,
+        tasks: Mapping[str, FrameTask],
+        metres: float,
+        radians: float,
+    ) -> bool:
+        errors = [task.compute_error(configuration) for task in tasks.values()]
+        return all(
+            np.linalg.norm(e[:3]) < metres and np.linalg.norm(e[3:]) < radians for e in errors
+        )
+
+    def _model_at(self, q0: NDArray[np.float64]) -> pin.Model:
+        """Model with everything but the arms frozen at ``q0`` (rebuilt only when those change)."""
+        frozen = np.delete(q0, self._arm_in_full)
+        key = frozen.tobytes()
+        if self._reduced is None or self._reduced[0] != key:
+            model = pin.buildReducedModel(self.kinematics.model, self._locked, q0)
+            self._reduced = (key, model)
+        return self._reduced[1]
