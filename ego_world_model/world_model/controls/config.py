@@ -31,7 +31,10 @@ class ControlConfig:
         embed_channels: width of the coordinate embedding, and of the identity embedding.
 
         occlusion: how hidden source joints are found: "soft" product, "hard" test, or "none".
-        occluder_radius: metres; Gaussian radius of the area that one joint hides.
+        finger_radius: metres; Gaussian radius of the area that a joint hides of its own hand. A
+            tilted flat hand does not hide itself, so this is no wider than a finger.
+        hand_radius: metres; the same for joints of the other hand: wider, because between its
+            joints lie palm and bones.
         occlusion_margin: metres by which a joint must lie behind another to be half hidden by it;
             joints of one flat hand differ by less and so never hide each other.
         occlusion_softness: metres over which hiding sets in around the margin.
@@ -59,7 +62,8 @@ class ControlConfig:
     embed_channels: int = 32
 
     occlusion: Occlusion = "soft"
-    occluder_radius: float = 0.022
+    finger_radius: float = 0.011
+    hand_radius: float = 0.022
     occlusion_margin: float = 0.035
     occlusion_softness: float = 0.005
     motion_radius: float = 0.018

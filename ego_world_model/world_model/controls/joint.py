@@ -78,7 +78,7 @@ class JointControl(nn.Module):
         reference_latent: Tensor,
         valid: Tensor | None = None,
     ) -> ControlSignal:
-        """Control signal of B trajectories.
+        """Control signal of B trajectories, computed in the dtype of the module's parameters.
 
         Args:
             joints: (B, T, J, 3) metres, optical frame of the camera at each time; frame 0 belongs
@@ -92,6 +92,15 @@ class JointControl(nn.Module):
             ValueError: naming the argument whose shape or values do not fit.
         """
         valid = self._check(joints, intrinsics, reference_latent, valid)
+        # Sub-cell positions do not survive bfloat16, so autocast must not reach in here.
+        with torch.autocast(joints.device.type, enabled=False):
+            joints = joints.to(self.joint_id_embed.weight.dtype)
+            return self._signal(joints, intrinsics, reference_latent, valid)
+
+    def _signal(
+        self, joints: Tensor, intrinsics: Tensor, reference_latent: Tensor, valid: Tensor
+    ) -> ControlSignal:
+        """The computation behind :meth:`forward`."""
         height, width = reference_latent.shape[-2:]
         grid = self._project(joints, intrinsics, valid)
         visibility = self._visibility(grid, height, width)
@@ -99,9 +108,8 @@ class JointControl(nn.Module):
             grid.uv[:, 0], grid.motion_sigma[:, 0], grid.present[:, 0], height, width
         )
         # The published module adds 1e-6; ours only keeps an empty Gaussian from dividing by zero.
-        features = splat.pool(
-            reference_latent, row, column, 1e-6 if self.released else torch.finfo(row.dtype).tiny
-        )
+        latent = reference_latent.to(joints.dtype)
+        features = splat.pool(latent, row, column, 1e-6 if self.released else 1e-12)
         features = features * visibility[..., None]
         motion, structure = self._splat(grid, features, self._embed(grid), height, width)
         geometry = causal_head(
@@ -110,8 +118,11 @@ class JointControl(nn.Module):
             self.causal_conv2,
             self.cross_norm,
         )
-        size = (height, width)
-        return ControlSignal(motion.unflatten(-1, size), geometry.unflatten(-1, size), visibility)
+        motion, geometry = (
+            maps.unflatten(-1, (height, width)).to(reference_latent.dtype)
+            for maps in (motion, geometry)
+        )
+        return ControlSignal(motion, geometry, visibility)
 
     def _check(
         self, joints: Tensor, intrinsics: Tensor, latent: Tensor, valid: Tensor | None
@@ -195,7 +206,8 @@ class JointControl(nn.Module):
             present,
             cells_per_metre=grid.cells_per_metre[:, 0],
             mode=c.occlusion,
-            radius=c.occluder_radius,
+            finger_radius=c.finger_radius,
+            hand_radius=c.hand_radius,
             margin=c.occlusion_margin,
             softness=c.occlusion_softness,
         )
@@ -221,7 +233,7 @@ class JointControl(nn.Module):
     def _splat(
         self, grid: GridJoints, features: Tensor, embedded: Tensor, height: int, width: int
     ) -> tuple[Tensor, Tensor]:
-        """Motion (B, C, t, h·w) and structure (B, E, t, h·w), a block of latent frames at a time."""
+        """Motion (B, C, t, h·w) and structure (B, E, t, h·w), block by block."""
         batch, frames, joints = grid.depth.shape
         groups = splat.temporal_groups(frames, self.config.temporal_stride, embedded.device)
         steps, per = groups.shape
@@ -234,26 +246,30 @@ class JointControl(nn.Module):
             for sigma in (grid.motion_sigma, grid.geometry_sigma)
         )
         embedded = embedded[:, groups].flatten(0, 1)
-        count = grid.present[:, groups].sum(dim=2).clamp_min(1)
-        disparity = (grid.disparity * grid.present)[:, groups].sum(dim=2) / count
-        disparity = disparity.flatten(0, 1)
+        count = grid.present[:, groups].sum(dim=2)
+        disparity = (grid.disparity * grid.present)[:, groups].sum(dim=2) / count.clamp_min(1)
+        disparity, absent = disparity.flatten(0, 1), (count == 0).flatten(0, 1)
         features = features[:, None].expand(batch, steps, joints, -1).flatten(0, 1)
         motion, structure = [], []
         for block in splat.blocks(batch * steps, per * joints * height * width):
             heat = splat.heatmaps(*(p[block] for p in motion_profiles))
             fine = heat if shared else splat.heatmaps(*(p[block] for p in geometry_profiles))
             structure.append(splat.write(fine, embedded[block]))
-            motion.append(self._propagate(heat.mean(dim=1), disparity[block], features[block]))
+            motion.append(
+                self._propagate(heat.mean(dim=1), disparity[block], absent[block], features[block])
+            )
         motion, structure = (
             torch.cat(parts).unflatten(0, (batch, steps)).transpose(1, 2)
             for parts in (motion, structure)
         )
         return motion, self._offsets(structure, height, width)
 
-    def _propagate(self, heat: Tensor, disparity: Tensor, features: Tensor) -> Tensor:
+    def _propagate(
+        self, heat: Tensor, disparity: Tensor, absent: Tensor, features: Tensor
+    ) -> Tensor:
         """Features carried to the joints' cells, the nearest joint winning.
 
-        heat (n, J, p) in 0..1, disparity (n, J), features (n, J, C) → (n, C, p).
+        heat (n, J, p) in 0..1, disparity (n, J), absent (n, J), features (n, J, C) → (n, C, p).
         """
         if self.released:
             opacity = heat.sum(dim=1, keepdim=True)
@@ -263,6 +279,8 @@ class JointControl(nn.Module):
             opacity = 1 - torch.log1p(-heat.clamp_max(1 - 1e-6)).sum(dim=1, keepdim=True).exp()
             gain = self.log_depth_gain.exp()
             logits = heat.clamp_min(1e-30).log() + gain * disparity[..., None]
+            # Finite, so that a frame without any joint gives zeros (its opacity), not NaN.
+            logits = logits.masked_fill(absent[..., None], -1e30)
         weights = torch.softmax(logits, dim=1)
         return features.transpose(1, 2) @ weights * opacity
 
