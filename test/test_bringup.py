@@ -1,0 +1,183 @@
+"""The launch file and `ego-world-model up` start the same nodes in the same way."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import yaml
+
+from ego_world_model.bringup import (
+    BRINGUPS,
+    BringupError,
+    environment,
+    load_bringup,
+    resolve,
+    yaml_scalar,
+)
+from ego_world_model.up import parse_arguments
+
+CASES = [
+    [],
+    ["sim:=true"],
+    ["sim:=1", "namespace:=/robot/left", "use_sim_time:=True", "log_level:=debug"],
+    ["viewer:=false", "rviz:=true", "checkpoint:=it's here", "motion_source:=predicted"],
+    ["camera:=/camera/camera", "joint_states:=/g1/joint_states", "publish_camera_tf:=false"],
+]
+
+
+@dataclass
+class FakeLaunch:
+    """The few launch classes that are used, with the semantics that launch_ros documents."""
+
+    given: dict[str, str]
+    declared: dict[str, Any] = field(default_factory=dict)
+    variables: dict[str, str] = field(default_factory=dict)
+    commands: dict[str, list[str]] = field(default_factory=dict)
+
+    def modules(self) -> SimpleNamespace:
+        return SimpleNamespace(
+            LaunchDescription=lambda entities: entities,
+            DeclareLaunchArgument=self._declare,
+            OpaqueFunction=lambda function: function,
+            SetEnvironmentVariable=self.variables.__setitem__,
+            LaunchConfiguration=lambda name: SimpleNamespace(perform=lambda _: self._value(name)),
+            Node=self._node,
+            ParameterValue=lambda value, value_type: value_type(value),
+        )
+
+    def execute(self, entities: list[Any]) -> None:
+        for entity in entities:
+            if callable(entity):
+                entity(None)
+
+    def _declare(
+        self, name: str, *, default_value: str, description: str, choices: Any = None
+    ) -> None:
+        assert description
+        assert choices is None or self.given.get(name, default_value) in choices
+        self.declared[name] = default_value
+
+    def _value(self, name: str) -> str:
+        return self.given.get(name, self.declared[name])
+
+    def _node(
+        self, *, package, executable, name, namespace, parameters, remappings, arguments, **_
+    ):
+        """The command line that launch_ros makes of a Node action."""
+        split = arguments.index("--ros-args")
+        words = [package, executable, *arguments[:split], "--ros-args", "-r", f"__node:={name}"]
+        words += ["-r", f"__ns:={namespace}"] if namespace else []
+        for entry in parameters:
+            if isinstance(entry, dict):
+                for key, value in entry.items():
+                    words += ["-p", f"{key}:={yaml_scalar(value)}"]
+            else:
+                words += ["--params-file", entry]
+        for source, target in remappings:
+            words += ["-r", f"{source}:={target}"]
+        self.commands[name] = words + arguments[split + 1 :]
+
+
+def launch_file(root: Path, robot: str, launch: FakeLaunch, monkeypatch: Any) -> None:
+    """Run launch/<robot>.launch.py as `ros2 launch` would."""
+    pytest.importorskip("ego_world_model.ros", reason="needs the ROS layer")
+    from ego_world_model.ros import launching
+
+    monkeypatch.setattr(launching, "launch_modules", launch.modules)
+    path = root / "launch" / f"{robot}.launch.py"
+    module_spec = importlib.util.spec_from_file_location("launch_file", path)
+    module = importlib.util.module_from_spec(module_spec)
+    module_spec.loader.exec_module(module)
+    launch.execute(module.generate_launch_description())
+
+
+@pytest.mark.parametrize("robot", BRINGUPS)
+@pytest.mark.parametrize("words", CASES, ids=" ".join)
+def test_launch_file_and_up_start_the_same_commands(root, robot, words, monkeypatch):
+    given = parse_arguments(words)
+    launch = FakeLaunch(given)
+    launch_file(root, robot, launch, monkeypatch)
+    bringup = load_bringup(robot)
+    specs = resolve(bringup, given)
+    assert launch.commands == {
+        spec.name: [spec.package, spec.executable, *spec.ros_arguments()] for spec in specs
+    }
+    assert list(launch.commands) == [spec.name for spec in specs]
+    assert launch.variables == environment(bringup, given, os.environ)
+    assert set(launch.declared) == {argument.name for argument in bringup.arguments}
+
+
+def test_the_table_starts_the_graph_of_the_architecture():
+    names = [spec.name for spec in resolve(load_bringup("g1"), {"sim": "true"})]
+    assert names == ["robot_sim", "hand_kinematics", "world_model", "viewer"]
+    names = [spec.name for spec in resolve(load_bringup("g1"), {"viewer": "false"})]
+    assert names == ["hand_kinematics", "world_model"]  # the real robot is the default
+
+
+def test_real_launch_makes_the_description():
+    pytest.importorskip("launch_ros", reason="needs a full ROS 2")
+    from launch import LaunchContext
+
+    from ego_world_model.ros.launching import launch_description
+
+    description = launch_description("g1")
+    context = LaunchContext()
+    nodes = []
+    for entity in description.entities:
+        result = entity.visit(context) or []
+        nodes += [action for action in result if type(action).__name__ == "Node"]
+    expected = [spec.executable for spec in resolve(load_bringup("g1"), {})]
+    assert [action.node_executable for action in nodes] == expected
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"simulation": "true"}, "no argument 'simulation'; there are sim, "),
+        ({"sim": "maybe"}, "sim:=maybe is not one of true, false"),
+        ({"motion_source": "guess"}, "motion_source:=guess is not one of"),
+        ({"params_file": "/nowhere.yaml"}, "params_file /nowhere.yaml does not exist"),
+    ],
+)
+def test_wrong_arguments_are_named(given, message):
+    with pytest.raises(BringupError, match=message):
+        resolve(load_bringup("g1"), given)
+
+
+def test_the_simulation_stays_on_this_machine_and_the_robot_profile_does_not():
+    bringup = load_bringup("g1")
+    simulated = environment(bringup, {"sim": "true"}, {})
+    assert simulated["ROS_AUTOMATIC_DISCOVERY_RANGE"] == "LOCALHOST"
+    assert simulated["FASTRTPS_DEFAULT_PROFILES_FILE"].endswith("fastdds_local.xml")
+    assert "127.0.0.1" in Path(simulated["FASTDDS_DEFAULT_PROFILES_FILE"]).read_text()
+    real = environment(bringup, {}, {})
+    assert "ROS_AUTOMATIC_DISCOVERY_RANGE" not in real
+    profile = Path(real["FASTRTPS_DEFAULT_PROFILES_FILE"]).read_text()
+    assert "<address>" not in profile and "16777216" in profile
+
+
+@pytest.mark.parametrize(
+    "user",
+    [
+        {"FASTRTPS_DEFAULT_PROFILES_FILE": "/mine.xml"},
+        {"FASTDDS_DEFAULT_PROFILES_FILE": "/mine.xml"},
+        {"RMW_IMPLEMENTATION": "rmw_cyclonedds_cpp"},
+    ],
+)
+def test_the_users_middleware_and_profile_are_left_alone(user):
+    added = environment(load_bringup("g1"), {"sim": "true"}, user)
+    assert not any("PROFILES_FILE" in name or name == "RMW_IMPLEMENTATION" for name in added)
+
+
+@pytest.mark.parametrize("robot", BRINGUPS)
+def test_parameter_file_speaks_of_the_nodes_in_the_table(root, robot):
+    content = yaml.safe_load((root / "config" / f"{robot}.yaml").read_text())
+    names = {node.name for node in BRINGUPS[robot].nodes if node.takes_parameters}
+    assert {key.rsplit("/", 1)[-1] for key in content} == names
+    assert all(set(section) == {"ros__parameters"} for section in content.values())
