@@ -71,7 +71,7 @@ def l1(frames: ArrayLike, truth: ArrayLike, region: ArrayLike | None = None) -> 
         frames, truth: (..., H, W, 3) uint8.
         region: (..., H, W) bool, or None for all pixels.
     """
-    return _pooled(np.abs(_difference(frames, truth)), region)
+    return pooled(np.abs(_difference(frames, truth)), region)
 
 
 def psnr(frames: ArrayLike, truth: ArrayLike, region: ArrayLike | None = None) -> float:
@@ -79,16 +79,21 @@ def psnr(frames: ArrayLike, truth: ArrayLike, region: ArrayLike | None = None) -
 
     The MSE is pooled over all pixels of ``region`` in all frames before the logarithm.
     """
-    mse = _pooled(np.square(_difference(frames, truth)), region)
+    mse = pooled(np.square(_difference(frames, truth)), region)
     if np.isnan(mse):
         return float("nan")
     return float(min(PSNR_CAP, 10 * np.log10(255.0**2 / max(mse, 1e-12))))
 
 
 def ssim(frames: ArrayLike, truth: ArrayLike, region: ArrayLike | None = None) -> float:
-    """Structural similarity: 11x11 Gaussian window (sigma 1.5), K1 = 0.01, K2 = 0.03.
+    """Structural similarity, ``ssim_map`` averaged over channels and over ``region``."""
+    return pooled(ssim_map(frames, truth), region)
 
-    Computed per channel; the similarity map is averaged over channels and over ``region``.
+
+def ssim_map(frames: ArrayLike, truth: ArrayLike) -> NDArray[np.float32]:
+    """(..., H, W, 3) similarity: 11x11 Gaussian window (sigma 1.5), K1 = 0.01, K2 = 0.03.
+
+    Computed per channel, on 8-bit levels.
     """
     x, y = np.asarray(frames, np.float32), np.asarray(truth, np.float32)
     if x.shape != y.shape:
@@ -105,7 +110,7 @@ def ssim(frames: ArrayLike, truth: ArrayLike, region: ArrayLike | None = None) -
     similarity = ((2 * mean_x * mean_y + c1) * (2 * cov + c2)) / (
         (mean_x**2 + mean_y**2 + c1) * (var_x + var_y + c2)
     )
-    return _pooled(similarity, region)
+    return similarity
 
 
 def iou(said: ArrayLike, truth: ArrayLike) -> float:
@@ -192,7 +197,7 @@ def _difference(frames: ArrayLike, truth: ArrayLike) -> NDArray[np.float32]:
     return frames.astype(np.float32) - truth.astype(np.float32)
 
 
-def _pooled(values: NDArray[np.float32], region: ArrayLike | None) -> float:
+def pooled(values: NDArray[np.float32], region: ArrayLike | None) -> float:
     """Mean of (..., H, W, 3) over the pixels of (..., H, W); NaN if there are none."""
     if region is None:
         return float(values.mean(dtype=np.float64))

@@ -248,5 +248,5 @@ def keypoints(
 ) -> None:
     """Train the keypoint and segmentation estimator that measures imagined frames."""
     if not config.is_file():
-        raise FileNotFoundError(f"no training config {config}; see config/train/keypoints.yaml")
+        raise FileNotFoundError(f"no training config {config}; see config/training/keypoints.yaml")
     KeypointTrainer(KeypointTraining.from_yaml(config)).train()

@@ -1,0 +1,221 @@
+"""Different futures from one image: does the imagination follow each of them?
+
+A benchmark on recorded clips asks for one future per image, and part of it can be guessed from the
+image. Here one start of a simulated scene is given several futures that part widely; the simulator
+renders each, and the imagination of each is held against that rendering.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ego_world_model.embodiment import Embodiment
+from ego_world_model.evaluation import metrics
+from ego_world_model.evaluation.benchmark import Imagines
+from ego_world_model.kinematics import HandKinematics, HandState, UnreachableError
+from ego_world_model.perception import KeypointEstimator
+from ego_world_model.simulation import TableTop
+
+OBEYED_IOU = 0.65
+"""Hand-mask IoU from which a future counts as obeyed."""
+REACH = np.array([0.12, 0.10, 0.08])
+"""Metres that a wrist is sent away at most: right and left, up and down, near and far in the
+camera's axes."""
+SINK = 0.02
+"""Metres that a wrist may go down; the table is not far below."""
+APART_PX = 10.0
+"""Two futures of a scene end at least this far apart, in pixels of a 128-wide image, mean of both
+wrists; each is as far from the start."""
+
+
+@dataclass(frozen=True)
+class FutureResult:
+    """One imagined future.
+
+    Attributes:
+        scene: seed of the simulated scene.
+        future: number of the future within the scene.
+        iou: hand-mask IoU of the imagination against the simulator, all future frames pooled.
+        end_iou: the same over the last three frames.
+        own_iou: the estimator's IoU on the simulator's own frames.
+        best_match: which future's rendering the imagination resembles most (by IoU at the end).
+        imagined, truth: (T, H, W, 3) uint8.
+    """
+
+    scene: int
+    future: int
+    iou: float
+    end_iou: float
+    own_iou: float
+    best_match: int
+    imagined: NDArray[np.uint8]
+    truth: NDArray[np.uint8]
+
+    @property
+    def obeyed(self) -> bool:
+        return self.iou >= OBEYED_IOU
+
+
+def measure_obedience(
+    model: Imagines,
+    estimator: KeypointEstimator,
+    robot: Embodiment,
+    *,
+    scenes: int = 5,
+    futures: int = 5,
+    first_seed: int = 0,
+    steps: int | None = None,
+) -> Iterator[FutureResult]:
+    """Results of ``futures`` futures in each of ``scenes`` test scenes."""
+    kinematics = HandKinematics(robot)
+    config = model.config
+    times = np.arange(config.num_frames) / config.fps
+    found = 0
+    for seed in range(first_seed, first_seed + 20 * scenes):
+        start = _Start(robot, seed, config.width, config.height)
+        try:
+            plans = different_futures(kinematics, start, times, futures)
+        except UnreachableError:
+            continue  # hands of this scene start where no five different futures can be seen
+        found += 1
+        yield from _scene_results(model, estimator, kinematics, start, plans, times, steps)
+        if found == scenes:
+            return
+    raise ValueError(
+        f"only {found} of {scenes} scenes from seed {first_seed} on allow {futures} different "
+        "futures; ask for fewer"
+    )
+
+
+def _scene_results(
+    model: Imagines,
+    estimator: KeypointEstimator,
+    kinematics: HandKinematics,
+    start: _Start,
+    plans: NDArray[np.float64],
+    times: NDArray[np.float64],
+    steps: int | None,
+) -> Iterator[FutureResult]:
+    truths = [start.follow(times, plan) for plan in plans]
+    hands = [np.isin(masks[1:], (1, 2)) for _, masks in truths]
+    image = truths[0][0][0]
+    for number, plan in enumerate(plans):
+        trajectory = kinematics.trajectory(
+            times, plan, start.camera_pose, extra_slots=model.config.extra_slots
+        )
+        result = model.imagine(image, trajectory, start.camera.matrix, steps=steps, seed=start.seed)
+        imagined = np.asarray(result.frames)[0]
+        said = estimator(imagined[1:]).hand_mask()
+        ends = [metrics.iou(said[-3:], hand[-3:]) for hand in hands]
+        frames = truths[number][0]
+        yield FutureResult(
+            scene=start.seed,
+            future=number,
+            iou=metrics.iou(said, hands[number]),
+            end_iou=ends[number],
+            own_iou=metrics.iou(estimator(frames[1:]).hand_mask(), hands[number]),
+            best_match=int(np.argmax(ends)),
+            imagined=imagined,
+            truth=frames,
+        )
+
+
+class _Start:
+    """One scene at one moment, started again for every future."""
+
+    def __init__(self, robot: Embodiment, seed: int, width: int, height: int) -> None:
+        self.robot, self.seed, self.size = robot, seed, (width, height)
+        sim = self._open()
+        self.q = sim.joint_positions.copy()
+        self.camera, self.camera_pose = sim.camera, sim.camera_pose
+        sim.close()
+
+    def _open(self) -> TableTop:
+        width, height = self.size
+        return TableTop(self.robot, seed=self.seed, split="test", width=width, height=height)
+
+    def follow(
+        self, times: NDArray[np.float64], plan: NDArray[np.float64]
+    ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+        """Frames (T, H, W, 3) and masks (T, H, W) of the simulator obeying a plan (T, nq)."""
+        sim = self._open()
+        try:
+            sim.follow(times, plan)
+            frames, masks = [], []
+            for k in range(len(times)):
+                if k:
+                    sim.advance(times[k] - times[k - 1])
+                seen = sim.render(masks=True, depth=False)
+                frames.append(seen.rgb)
+                masks.append(seen.masks)
+        finally:
+            sim.close()
+        return np.stack(frames), np.stack(masks)
+
+
+def different_futures(
+    kinematics: HandKinematics, start: _Start, times: NDArray[np.float64], count: int
+) -> NDArray[np.float64]:
+    """(count, T, nq) joint trajectories from one start that end visibly apart from each other.
+
+    Both wrists travel to random places around their start, fingers to random angles, with the
+    speed profile of a human reach (minimum jerk).
+
+    Raises:
+        UnreachableError: if too few random futures can be reached, seen and told apart.
+    """
+    rng = np.random.default_rng(start.seed)
+    begin = kinematics.hand_state(start.q, start.camera_pose)
+    up = kinematics.camera_pose(start.q, start.camera_pose)[2, :3]  # in camera coordinates
+    scale = 128 / start.camera.width
+    ends = [scale * start.camera.project(begin.translation)]
+    goals: list[NDArray[np.float64]] = []
+    for _ in range(60 * count):
+        if len(goals) == count:
+            break
+        step = rng.uniform(-1, 1, (2, 3)) * REACH
+        if (step @ up).min() < -SINK:
+            continue
+        state = HandState(
+            begin.translation + step,
+            begin.rotation,
+            begin.fingers
+            + rng.uniform(0, 0.7) * (_random_fingers(kinematics, rng) - begin.fingers),
+            begin.valid,
+        )
+        pixels = start.camera.project(state.translation)
+        apart = min(np.linalg.norm(scale * pixels - end, axis=-1).mean() for end in ends)
+        if not start.camera.contains(pixels).all() or not apart >= APART_PX:
+            continue
+        try:
+            goals.append(kinematics.solve(state, start.q, start.camera_pose))
+        except UnreachableError:
+            continue
+        ends.append(scale * pixels)
+    if len(goals) < count:
+        raise UnreachableError(f"only {len(goals)} different futures from scene {start.seed}")
+    phase = times / times[-1]
+    profile = phase**3 * (10 - 15 * phase + 6 * phase**2)
+    return start.q + profile[:, None] * (np.stack(goals)[:, None] - start.q)
+
+
+def _random_fingers(kinematics: HandKinematics, rng: np.random.Generator) -> NDArray[np.float64]:
+    """(2, F) finger angles, each hand somewhere between open and half closed, in one parameter.
+
+    Zero is open for every Dex3 finger joint; its range lies on one side of zero.
+    """
+    robot = kinematics.robot
+    count = max(len(hand.fingers) for hand in robot.hands.values())
+    angles = np.zeros((2, count))
+    for row, side in enumerate(("left", "right")):
+        if side in robot.hands:
+            index = robot.indices(robot.hands[side].fingers)
+            low, high = robot.lower[index], robot.upper[index]
+            one_sided = np.abs(low) < 1e-6
+            far = np.where(one_sided, high, np.where(np.abs(high) < 1e-6, low, 0.0))
+            angles[row, : len(index)] = 0.6 * rng.uniform() * far
+    return angles
