@@ -47,6 +47,7 @@ class Diagnostics:
         self._latencies: dict[str, deque[tuple[float, float]]] = {}
         self._values: dict[str, str] = {}
         self._recent: dict[str, tuple[float, bytes, str]] = {}
+        self._logged: dict[str, float] = {}
         self._checks: list[Check] = []
         self._start = time.monotonic()
         self._publisher = advertise(node, DiagnosticArray, "/diagnostics", depth=10)
@@ -94,6 +95,18 @@ class Diagnostics:
         with self._lock:
             self._counts[key] += 1
             self._recent[key] = (time.monotonic(), level, message)
+
+    def warn(self, key: str, message: str, *, level: bytes = WARN, every: float = 10.0) -> None:
+        """``problem``, also logged: at once, then at most every ``every`` seconds for one key."""
+        now = time.monotonic()
+        with self._lock:
+            due = now - self._logged.get(key, -every) >= every
+            if due:
+                self._logged[key] = now
+        if due:
+            logger = self._node.get_logger()
+            (logger.error if level == ERROR else logger.warning)(message)
+        self.problem(key, message, level=level)
 
     def resolve(self, key: str) -> None:
         """Takes a problem out of the status (its counter stays)."""

@@ -9,6 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from ego_world_model.camera import CameraPose
+from ego_world_model.embodiment.model import Coupling
+from ego_world_model.kinematics import HandKinematics
+
 
 class Match(enum.Enum):
     """How an image's stamp lies among the joint states."""
@@ -43,6 +47,7 @@ class JointBuffer:
         required: joints that every joint state must hold; the others may be missing and are then
             taken from ``defaults``. Default: all.
         defaults: (nq,) rad for joints that are not required; default zero.
+        couplings: joints that follow another one where a joint state does not name them.
         capacity: samples kept.
         tolerance: seconds; two neighbouring samples further apart are never interpolated.
     """
@@ -53,6 +58,7 @@ class JointBuffer:
         *,
         required: Sequence[str] | None = None,
         defaults: NDArray[np.float64] | None = None,
+        couplings: Sequence[Coupling] = (),
         capacity: int = 512,
         tolerance: float = 0.05,
     ) -> None:
@@ -63,6 +69,10 @@ class JointBuffer:
         self._defaults = (
             np.zeros(len(self.joint_names)) if defaults is None else np.array(defaults, float)
         )
+        followers = {coupling.follower for coupling in couplings}
+        self._required = tuple(name for name in self._required if name not in followers)
+        self._couplings = tuple(couplings)
+        self._following: tuple[Coupling, ...] = ()
         self._stamps = np.zeros(capacity, np.int64)
         self._q = np.zeros((capacity, len(self.joint_names)))
         self._arrivals = np.zeros(capacity)
@@ -126,6 +136,10 @@ class JointBuffer:
         self._stamps[slot] = stamp
         self._q[slot] = self._defaults
         self._q[slot, self._target] = values
+        for coupling in self._following:
+            driver = self._q[slot, self._index[coupling.driver]]
+            follower = self._index[coupling.follower]
+            self._q[slot, follower] = coupling.multiplier * driver + coupling.offset
         self._arrivals[slot] = arrival
         self._count += 1
 
@@ -169,4 +183,21 @@ class JointBuffer:
         self._source = np.array([i for i, _ in pairs], np.intp)
         self._target = np.array([j for _, j in pairs], np.intp)
         self.unknown = tuple(name for name in names if name not in self._index)
+        self._following = tuple(c for c in self._couplings if c.follower not in present)
         self._names = list(names)
+
+
+def influential_joints(
+    kinematics: HandKinematics, camera: CameraPose, extra_slots: Sequence[str] = ()
+) -> tuple[str, ...]:
+    """Joints that move a hand slot in the camera; a joint state without them is useless.
+
+    Legs, for one, are not needed, and some robots do not publish them with the arms.
+    """
+    robot = kinematics.robot
+    base = 0.5 * (robot.lower + robot.upper)
+    nudged = base + 0.01 * np.eye(len(base))
+    states = np.concatenate([base[None], nudged])
+    positions, valid = kinematics.hand_joints_batch(states, camera, extra_slots=extra_slots)
+    moved = np.abs(positions[1:, valid] - positions[0, valid]).max(axis=(1, 2)) > 1e-6
+    return tuple(name for name, does in zip(robot.joint_names, moved, strict=True) if does)
