@@ -101,7 +101,7 @@ def load_trajectory(path: str | Path) -> TrajectoryFile:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(
-            f"trajectory file {path} does not exist; `ego-world-model example --out DIR` writes some"
+            f"trajectory file {path} does not exist; `ego-world-model example` writes some"
         )
     try:
         # A zip archive is asked for explicitly: np.load would also take a bare .npy array.
@@ -248,7 +248,7 @@ def _check_numbers(positions: NDArray[np.float64], valid: NDArray[np.bool_]) -> 
         frame, joint = (int(i) for i in np.argwhere(bad)[0])
         raise _error(
             "positions",
-            f"NaN or infinity in a valid joint (frame {frame}, joint {joint}, {int(bad.sum())} in all)",
+            f"NaN or infinity in {int(bad.sum())} valid joints, first in frame {frame}, joint {joint}",
             "mark joints that are not known False in 'valid'",
         )
     if not valid.any():
@@ -264,7 +264,7 @@ def _check_numbers(positions: NDArray[np.float64], valid: NDArray[np.bool_]) -> 
         raise _error(
             "positions",
             "every joint lies behind the camera (z <= 0)",
-            "give the camera's optical frame: x right, y down, z forward, at the time of each frame",
+            "give the camera's optical frame: x right, y down, z forward, at each frame's time",
         )
 
 

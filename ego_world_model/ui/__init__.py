@@ -1,0 +1,1 @@
+"""Browser pages, served on the loopback; no ROS here."""
