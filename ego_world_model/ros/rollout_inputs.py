@@ -1,0 +1,247 @@
+"""What the continuous rollouts read from the graph: frames, joint states and the coming motion."""
+
+from __future__ import annotations
+
+import re
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from rclpy.node import Node
+from sensor_msgs.msg import CameraInfo, Image, JointState
+from trajectory_msgs.msg import JointTrajectory
+
+from ego_world_model.camera import CameraPose
+from ego_world_model.hands import NUM_SLOTS, SLOT_NAMES
+from ego_world_model.kinematics import HandKinematics
+from ego_world_model.msg import HandTrajectory
+from ego_world_model.ros.conversions import MessageError, nanoseconds
+from ego_world_model.ros.diagnostics import Diagnostics
+from ego_world_model.ros.input_watch import InputWatch
+from ego_world_model.ros.joint_buffer import JointBuffer, Match, influential_joints
+from ego_world_model.ros.motion_source import HandMotion, JointPlan, Motion
+from ego_world_model.ros.qos import subscribe
+from ego_world_model.ros.raw_image import RawImage
+from ego_world_model.ros.reference_frames import MissingInput, Reference, ReferenceFrames
+
+IMAGE = "camera/color/image_raw"
+CAMERA_INFO = "camera/color/camera_info"
+JOINT_STATES = "joint_states"
+MOTION_SOURCES = {
+    "planned": "joint_trajectory/planned",
+    "predicted": "hands/predicted",
+}
+"""Value of the parameter ``motion_source`` → the topic that the motion comes from."""
+
+# Joint states arrive a little after the image that they bracket; how long to wait (seconds).
+_JOINT_STATE_WAIT = 0.05
+
+
+@dataclass(frozen=True)
+class Assembled:
+    """All that one rollout needs; ``q`` (nq,) rad is None where the motion does not need it."""
+
+    reference: Reference
+    motion: Motion
+    q: np.ndarray | None
+
+
+def reject(diagnostics: Diagnostics, error: MessageError) -> None:
+    """Count an input that cannot be used by topic and field, report it, and log it now and then."""
+    field = re.sub(r"\[\d+\]", "[]", error.field)
+    diagnostics.warn(f"rejected {error.topic} {field}", str(error))
+
+
+class RolloutInputs:
+    """Subscribes to everything that a rollout starts from and puts it together on demand.
+
+    Args:
+        motion_source: a key of :data:`MOTION_SOURCES`.
+        kinematics: of the robot whose joints the graph speaks of; used from one thread only, the
+            one that computes rollouts.
+        on_image: called for every camera frame, after it is stored.
+    """
+
+    def __init__(
+        self,
+        node: Node,
+        diagnostics: Diagnostics,
+        *,
+        motion_source: str,
+        kinematics: HandKinematics,
+        camera: CameraPose,
+        max_staleness: float,
+        joint_tolerance: float,
+        silence_timeout: float,
+        on_image: Callable[[], None],
+    ) -> None:
+        self._node = node
+        self._diagnostics = diagnostics
+        self._kinematics = kinematics
+        self._camera = camera
+        self._slot_names: tuple[str, ...] = SLOT_NAMES
+        self._horizon = 0.0
+        self._on_image = on_image
+        self._motion: Motion | None = None
+        self._lock = threading.Lock()
+        robot = kinematics.robot
+        self._joints = JointBuffer(
+            robot.joint_names,
+            required=influential_joints(kinematics, camera, robot.extra_slots),
+            couplings=robot.couplings,
+            tolerance=joint_tolerance,
+        )
+        self._unknown_joints: tuple[str, ...] = ()
+        topic = MOTION_SOURCES[motion_source]
+        self._motion_name = topic
+        self._motion_topic = node.resolve_topic_name(topic)
+        self._joint_topic = node.resolve_topic_name(JOINT_STATES)
+        self.frames = ReferenceFrames(
+            max_age=max_staleness,
+            image_topic=node.resolve_topic_name(IMAGE),
+            info_topic=node.resolve_topic_name(CAMERA_INFO),
+        )
+        from_plan = motion_source == "planned"
+        watched = {
+            IMAGE: "camera images",
+            CAMERA_INFO: "camera calibration",
+            topic: "planned joint trajectory" if from_plan else "hand trajectory",
+        }
+        if from_plan:
+            watched[JOINT_STATES] = "joint states"
+        self._watch = InputWatch(node, diagnostics, watched, after=silence_timeout)
+        self._subscriptions = [
+            subscribe(node, Image, IMAGE, self._take_image, depth=2, raw=True),
+            subscribe(node, CameraInfo, CAMERA_INFO, self._take_info, depth=2),
+            subscribe(
+                node,
+                JointTrajectory if from_plan else HandTrajectory,
+                topic,
+                self._take_plan if from_plan else self._take_hands,
+                depth=2,
+            ),
+        ]
+        if from_plan:
+            self._subscriptions.append(
+                subscribe(node, JointState, JOINT_STATES, self._take_joints, depth=50)
+            )
+
+    def expect(self, slot_names: tuple[str, ...], horizon: float) -> None:
+        """What the loaded model asks of a motion: its slots, and seconds to reach ahead.
+
+        Motions that came before were read for another model and are forgotten.
+        """
+        self._slot_names = slot_names
+        self._horizon = horizon
+        self._motion = None
+
+    def assemble(self, now: int) -> Assembled:
+        """The newest frame from which the current motion covers the horizon, and the robot's
+        state at it.
+
+        Raises:
+            MissingInput: something has not come yet.
+            MessageError: something that came cannot be used.
+        """
+        motion = self._motion
+        if motion is None:
+            raise MissingInput(
+                self._motion_topic, "messages", "have not arrived", "publish the coming motion"
+            )
+        deadline = time.monotonic() + _JOINT_STATE_WAIT
+
+        def fit(stamp: int, frame_id: str) -> np.ndarray | None:
+            motion.check(stamp, frame_id, self._horizon)
+            return self._state_at(stamp, deadline) if motion.needs_joint_state else None
+
+        received, image, q = self.frames.newest_fitting(fit, now)
+        return Assembled(self.frames.decode(received, image), motion, q)
+
+    def _state_at(self, stamp: int, deadline: float) -> np.ndarray:
+        """(nq,) rad at ``stamp`` ns, waiting until ``deadline`` for the next joint state."""
+        while True:
+            with self._lock:
+                found = self._joints.at(stamp)
+            if found.q is not None:
+                return found.q
+            if found.match is not Match.WAIT or time.monotonic() >= deadline:
+                break
+            time.sleep(0.002)
+        if found.match is Match.EMPTY:
+            raise MissingInput(
+                self._joint_topic, "messages", "have not arrived", "start the robot's driver"
+            )
+        raise MessageError(
+            self._joint_topic,
+            "header.stamp",
+            f"does not match the camera's: the frame is {found.match.value}",
+            "publish joint states at 50 Hz or more, stamped by the clock that stamps the images",
+        )
+
+    # ---------------------------------------------------------------- callbacks
+
+    def _take_image(self, serialised: bytes) -> None:
+        self._watch.seen(IMAGE)
+        self._diagnostics.tick("images")
+        try:
+            image = RawImage.from_serialised(serialised, topic=self.frames.image_topic)
+        except MessageError as error:
+            reject(self._diagnostics, error)
+            return
+        self.frames.add_image(image, self._now())
+        self._on_image()
+
+    def _take_info(self, message: CameraInfo) -> None:
+        self._watch.seen(CAMERA_INFO)
+        self.frames.add_info(message)
+
+    def _take_joints(self, message: JointState) -> None:
+        self._watch.seen(JOINT_STATES)
+        stamp = nanoseconds(message.header.stamp)
+        try:
+            with self._lock:
+                self._joints.add(stamp, message.name, message.position)
+        except ValueError as error:
+            self._diagnostics.warn("rejected joint states", f"{self._joint_topic}: {error}")
+        unknown = self._joints.unknown
+        if unknown and unknown != self._unknown_joints:
+            self._diagnostics.warn(
+                "ignored joints",
+                f"{self._joint_topic}: name holds joints that {self._kinematics.robot.name} does "
+                f"not have, ignored: {', '.join(unknown[:6])}; set the parameter 'embodiment' if "
+                "this is another robot",
+            )
+        self._unknown_joints = unknown
+
+    def _take_plan(self, message: JointTrajectory) -> None:
+        self._take_motion(
+            lambda: JointPlan.from_message(
+                message,
+                self._kinematics,
+                received=self._now(),
+                topic=self._motion_topic,
+                extra_slots=self._slot_names[NUM_SLOTS:],
+                camera=self._camera,
+            )
+        )
+
+    def _take_hands(self, message: HandTrajectory) -> None:
+        self._take_motion(
+            lambda: HandMotion.from_message(
+                message, topic=self._motion_topic, slot_names=self._slot_names, stamped=True
+            )
+        )
+
+    def _take_motion(self, parse: Callable[[], Motion]) -> None:
+        """Replace the motion by a sound new one; a broken one leaves the old in force."""
+        self._watch.seen(self._motion_name)
+        self._diagnostics.tick("motion")
+        try:
+            self._motion = parse()
+        except MessageError as error:
+            reject(self._diagnostics, error)
+
+    def _now(self) -> int:
+        return self._node.get_clock().now().nanoseconds

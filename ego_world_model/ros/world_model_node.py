@@ -1,0 +1,254 @@
+"""What will the camera see? The newest frame and the coming motion → imagined frames.
+
+A lifecycle node that owns no algorithm: it loads a checkpoint, keeps the model busy in a thread of
+its own with the newest frame and motion, and publishes what comes out. The action ``imagine``
+answers "what if" for given motions and goes before the continuous rollouts.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from functools import partial
+
+from rclpy.executors import MultiThreadedExecutor
+from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
+
+from ego_world_model.embodiment import load_embodiment
+from ego_world_model.kinematics import HandKinematics
+from ego_world_model.ros.camera_mount import declare_camera_mount
+from ego_world_model.ros.conversions import MessageError
+from ego_world_model.ros.diagnostics import ERROR, Diagnostics
+from ego_world_model.ros.imagine_action import ImagineAction
+from ego_world_model.ros.model_thread import ModelThread
+from ego_world_model.ros.reference_frames import MissingInput
+from ego_world_model.ros.rollout_inputs import Assembled, RolloutInputs, reject
+from ego_world_model.ros.rollout_publisher import RolloutPublisher
+from ego_world_model.ros.rollouts import STAGES, imagine, model_slots
+from ego_world_model.ros.run import StartError, run_node
+from ego_world_model.ros.world_model_settings import declare_settings, sampling
+from ego_world_model.world_model import ImaginationCancelled, WorldModel
+
+
+class WorldModelNode(LifecycleNode):
+    """Publishes ``imagined/…`` and serves ``imagine``; see the module and ``declare_settings``."""
+
+    def __init__(self) -> None:
+        super().__init__("world_model")
+        self._settings = declare_settings(self)
+        self._diagnostics = Diagnostics(self)
+        self._model: WorldModel | None = None
+        self._publisher: RolloutPublisher | None = None
+        self._action: ImagineAction | None = None
+        self._active = False
+        self._next_start = 0.0
+        self._refusal = ""
+        self._thread = ModelThread(
+            self._rollout,
+            on_error=self._failed,
+            threads=self._settings.threads,
+            niceness=self._settings.niceness,
+        )
+        # Ctrl-C must not wait for a long rollout: steps that follow it cancel.
+        self.context.on_shutdown(self._thread.begin_closing)
+        try:
+            robot = load_embodiment(self._settings.embodiment)
+        except (ValueError, OSError) as error:
+            raise StartError(f"parameter 'embodiment': {error}") from None
+        self._inputs = RolloutInputs(
+            self,
+            self._diagnostics,
+            motion_source=self._settings.motion_source,
+            kinematics=HandKinematics(robot),
+            camera=declare_camera_mount(self, robot),
+            max_staleness=self._settings.max_staleness,
+            joint_tolerance=self._settings.joint_tolerance,
+            silence_timeout=self._settings.silence_timeout,
+            on_image=self._thread.wake,
+        )
+        self._diagnostics.value("checkpoint", self._settings.checkpoint)
+        self._diagnostics.value("state", "unconfigured")
+
+    def autostart(self) -> None:
+        """Configure and activate.
+
+        Raises:
+            StartError: if the checkpoint cannot be loaded.
+        """
+        for transition in (self.trigger_configure, self.trigger_activate):
+            if transition() != TransitionCallbackReturn.SUCCESS:
+                raise StartError(self._refusal or "a lifecycle transition failed; see the log")
+
+    # ---------------------------------------------------------------- lifecycle
+
+    def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Load the checkpoint; a broken one leaves the node unconfigured and says why."""
+        checkpoint = self._settings.checkpoint
+        started = time.monotonic()
+        try:
+            load = partial(WorldModel.from_pretrained, checkpoint, device=self._settings.device)
+            model = self._thread.submit(load).result()
+        except Exception as error:  # whatever is wrong with a file, the user must read which
+            self._refusal = f"world model checkpoint {checkpoint!r} cannot be loaded: {error}"
+            self.get_logger().fatal(self._refusal)
+            self._diagnostics.problem("checkpoint failed", self._refusal, level=ERROR)
+            return TransitionCallbackReturn.FAILURE
+        config = model.config
+        self._model = model
+        self._inputs.expect(model_slots(model), config.horizon)
+        self._publisher = RolloutPublisher(
+            self,
+            checkpoint=checkpoint,
+            num_frames=config.num_frames,
+            now=self._now,
+            on_frame=partial(self._diagnostics.tick, "imagined"),
+        )
+        self._action = ImagineAction(
+            self,
+            model=model,
+            checkpoint=checkpoint,
+            thread=self._thread,
+            frames=self._inputs.frames,
+            now=self._now,
+            count=self._diagnostics.count,
+            max_candidates=self._settings.max_candidates,
+        )
+        self.get_logger().info(
+            f"loaded {checkpoint!r} in {time.monotonic() - started:.1f} s: {config.num_frames} "
+            f"frames of {config.width}x{config.height} at {config.fps:g} Hz on "
+            f"{self._settings.device}, {self._settings.threads} thread(s)"
+        )
+        self._diagnostics.value("state", "inactive")
+        return super().on_configure(state)
+
+    def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Start to imagine, and accept goals."""
+        self._set_active(True)
+        return super().on_activate(state)
+
+    def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Stop; what is being computed ends at its next step."""
+        self._set_active(False)
+        return super().on_deactivate(state)
+
+    def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Free the model."""
+        self._release()
+        return super().on_cleanup(state)
+
+    def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Free the model for good."""
+        self._release()
+        self._thread.close()
+        return super().on_shutdown(state)
+
+    def destroy_node(self) -> None:
+        """End the threads before the publishers that they use."""
+        self._thread.close()
+        self._release()
+        super().destroy_node()
+
+    def _set_active(self, active: bool) -> None:
+        self._active = active
+        self._next_start = 0.0
+        if self._action is not None:
+            self._action.active = active
+        if self._publisher is not None and not active:
+            self._publisher.stop()
+        self._diagnostics.value("state", "active" if active else "inactive")
+
+    def _release(self) -> None:
+        self._set_active(False)
+        if self._publisher is not None:
+            self._publisher.destroy()
+        if self._action is not None:
+            self._action.destroy()
+        self._publisher = self._action = self._model = None
+        self._diagnostics.value("state", "unconfigured")
+
+    # ---------------------------------------------------------------- continuous rollouts
+
+    def _rollout(self) -> None:
+        """In the model's thread, whenever a frame came and no goal waits: at most one rollout."""
+        model, publisher = self._model, self._publisher
+        if not self._active or model is None or publisher is None:
+            return
+        if time.monotonic() < self._next_start:
+            return
+        if self._settings.only_when_subscribed and not publisher.wanted:
+            return
+        started = time.monotonic()
+        frames_before = self._inputs.frames.received
+        try:
+            assembled = self._inputs.assemble(self._now())
+            self._next_start = started + (self._period(model))
+            self._imagine(model, publisher, assembled, started)
+        except MissingInput as error:
+            self._diagnostics.count(f"waits for {error.topic}")
+        except MessageError as error:
+            reject(self._diagnostics, error)
+        except ImaginationCancelled:
+            self._next_start = 0.0
+            self._diagnostics.count("rollouts given up for a goal or shutdown")
+        else:
+            skipped = self._inputs.frames.received - frames_before
+            self._diagnostics.count("frames skipped while computing", skipped)
+
+    def _imagine(
+        self,
+        model: WorldModel,
+        publisher: RolloutPublisher,
+        assembled: Assembled,
+        started: float,
+    ) -> None:
+        reference = assembled.reference
+        staleness = (self._now() - reference.received) * 1e-9
+        imagined = imagine(
+            model,
+            reference,
+            [assembled.motion],
+            assembled.q,
+            sampling(self),
+            lambda step, steps: self._active and not self._thread.job_waiting,
+        )
+        latency = time.monotonic() - started
+        publisher.publish(imagined, latency=latency)
+        self._diagnostics.count("rollouts")
+        self._diagnostics.latency("staleness", staleness)
+        for stage in STAGES:
+            self._diagnostics.latency(stage, imagined.timings[stage])
+        self._diagnostics.latency("rollout", latency)
+
+    def _period(self, model: WorldModel) -> float:
+        return self.get_parameter("period").value or model.config.horizon
+
+    def _failed(self, error: Exception) -> None:
+        """A rollout failed for a reason that no input explains; the next frame tries again."""
+        if self.context.ok():
+            self._diagnostics.warn(
+                "rollouts failed", f"rollout failed: {type(error).__name__}: {error}", level=ERROR
+            )
+
+    def _now(self) -> int:
+        return self.get_clock().now().nanoseconds
+
+
+def create() -> WorldModelNode:
+    """The node, started where the parameter ``autostart`` says so."""
+    node = WorldModelNode()
+    if node.get_parameter("autostart").value:
+        try:
+            node.autostart()
+        except BaseException:
+            node.destroy_node()
+            raise
+    return node
+
+
+def main(args: list[str] | None = None) -> int:
+    """Runs the node until it is interrupted."""
+    return run_node(create, args, executor=partial(MultiThreadedExecutor, num_threads=4))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
