@@ -118,6 +118,9 @@ class DatasetReader:
     def __len__(self) -> int:
         return len(self.records)
 
+    def __getitem__(self, index: int) -> Episode:
+        return self.episode(index)
+
     def __iter__(self) -> Iterator[Episode]:
         """All episodes with images and masks, one in memory at a time."""
         return (self.episode(i) for i in range(len(self)))
@@ -191,6 +194,12 @@ class DatasetReader:
             metadata=record.metadata,
         )
 
+    def columns(self, index: int, names: list[str]) -> dict[str, NDArray[Any]]:
+        """Columns of plain numbers (timestamps, indices) of episode ``index``, (T,) each."""
+        record = self.records[index]
+        table = self._rows(record, names, 0, record.length)
+        return {name: table[name].to_numpy() for name in names}
+
     def _rows(self, record: EpisodeRecord, names: list[str], start: int, stop: int) -> pa.Table:
         """Columns of frames start..stop, reading only the row groups that hold them."""
         try:
@@ -246,5 +255,6 @@ def _numbers(column: pa.ChunkedArray, shape: tuple[int, ...]) -> NDArray[Any]:
 
 
 def _decode(column: pa.ChunkedArray) -> NDArray[Any]:
+    """Pictures of a PNG column, (T, H, W[, 3])."""
     encoded = column.combine_chunks().field("bytes")
     return np.stack([decode_png(memoryview(value.as_buffer())) for value in encoded])

@@ -159,7 +159,7 @@ class DatasetWriter:
 
     def _take_lock(self) -> TextIO:
         # flock ends with its process, so a killed writer never leaves a stale lock.
-        lock = open(self.root / PARTS_FOLDER / "lock", "a+")
+        lock = (self.root / PARTS_FOLDER / "lock").open("a+")
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
