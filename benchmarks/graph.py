@@ -4,13 +4,14 @@
 
 Three processes beside the node: a robot (30 Hz camera images, 200 Hz joint states), a listener on
 ``hands/joints``, and the load. Latency of a frame is the time from the *later* of two calls of
-``publish`` (the image, and the first joint state at or behind its stamp) to the listener's callback:
+``publish`` (the image; the first joint state at or behind its stamp) to the listener's callback:
 both transports and the node. All processes read one monotonic clock.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import signal
@@ -110,10 +111,8 @@ def listen(seconds: float) -> dict[str, Any]:
 
     subscribe(node, HandJoints, "hands/joints", on_hands, depth=50)
     subscribe(node, DiagnosticArray, "/diagnostics", on_diagnostics, depth=50)
-    try:
+    with contextlib.suppress(KeyboardInterrupt, ExternalShutdownException):
         rclpy.spin(node)
-    except (KeyboardInterrupt, ExternalShutdownException):
-        pass
     return {"received": received, "report": report}
 
 
@@ -240,10 +239,8 @@ def main() -> None:
     elif options.role == "listener":
         print(json.dumps(listen(options.seconds)))
     elif options.role and options.role.startswith("load-"):
-        try:
+        with contextlib.suppress(KeyboardInterrupt):
             compute(options.role.removeprefix("load-"))
-        except KeyboardInterrupt:
-            pass
     else:
         print("load         frames   lost   median ms   p99 ms   max ms   p99 inside the node")
         for load in options.load or ["none", "torch"]:
