@@ -46,8 +46,8 @@ def episode(seed: int, frames: int = 17, fps: float = 10.0) -> Episode:
     return Episode(
         fps=fps,
         images=images,
-        state=np.zeros((frames, 1)),
-        action=np.zeros((frames, 1)),
+        state=np.zeros((frames, 2)),
+        action=np.zeros((frames, 2)),
         hand_positions=positions,
         hand_valid=valid,
         slot_names=SLOT_NAMES + EXTRA_SLOTS,
@@ -55,7 +55,7 @@ def episode(seed: int, frames: int = 17, fps: float = 10.0) -> Episode:
         camera=CAMERA,
         task="slide the block",
         embodiment="drawn",
-        joint_names=("none",),
+        joint_names=("first", "second"),
         masks=masks,
         metadata={"seed": seed, "split": "test"},
     )

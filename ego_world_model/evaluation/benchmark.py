@@ -193,11 +193,22 @@ class Judge:
 
     @property
     def is_grasp(self) -> bool:
-        """Whether the manipulated object is seen at both ends and was moved in between."""
-        first, last = (_is(self.masks[k], "manipulated_object") for k in (0, -1))
+        """Whether one manipulated object is seen at both ends and was moved in between.
+
+        The object must be followed from frame to frame: where the next task takes up another
+        object, the mask jumps and nothing was moved.
+        """
+        seen = _is(self.masks, "manipulated_object")
+        first, last = seen[0], seen[-1]
         if min(first.sum(), last.sum()) < GRASP_PIXELS:
             return False
-        return (first & last).sum() / (first | last).sum() < GRASP_OVERLAP
+        if (first & last).sum() / (first | last).sum() >= GRASP_OVERLAP:
+            return False
+        near = binary_dilation(seen, np.ones((1, 7, 7), bool))
+        return all(
+            (near[k] & seen[k + 1]).sum() >= 0.5 * max(1, seen[k + 1].sum())
+            for k in range(len(seen) - 1)
+        )
 
 
 def region_scores(

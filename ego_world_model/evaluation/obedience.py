@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,8 +18,11 @@ from ego_world_model.embodiment import Embodiment
 from ego_world_model.evaluation import metrics
 from ego_world_model.evaluation.benchmark import Imagines
 from ego_world_model.kinematics import HandKinematics, HandState, UnreachableError
+from ego_world_model.media import resize
 from ego_world_model.perception import KeypointEstimator
-from ego_world_model.simulation import TableTop
+
+if TYPE_CHECKING:
+    from ego_world_model.simulation import TableTop
 
 OBEYED_IOU = 0.65
 """Hand-mask IoU from which a future counts as obeyed."""
@@ -128,15 +132,26 @@ class _Start:
     """One scene at one moment, started again for every future."""
 
     def __init__(self, robot: Embodiment, seed: int, width: int, height: int) -> None:
-        self.robot, self.seed, self.size = robot, seed, (width, height)
+        self.robot, self.seed = robot, seed
+        self.scale = 2 if width <= 160 else 1
+        self.size = (self.scale * width, self.scale * height)
         sim = self._open()
         self.q = sim.joint_positions.copy()
-        self.camera, self.camera_pose = sim.camera, sim.camera_pose
+        self.camera, self.camera_pose = sim.camera.resized(width, height), sim.camera_pose
         sim.close()
 
     def _open(self) -> TableTop:
+        from ego_world_model.simulation import TableTop  # needs a renderer; reports do not
+
         width, height = self.size
         return TableTop(self.robot, seed=self.seed, split="test", width=width, height=height)
+
+    def _look(self, sim: TableTop) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+        """Frame and mask as recorded episodes have them: drawn larger, averaged down."""
+        seen = sim.render(masks=True, depth=False)
+        assert seen.masks is not None
+        rgb = resize(seen.rgb, self.camera.width, self.camera.height)
+        return rgb, seen.masks[:: self.scale, :: self.scale]
 
     def follow(
         self, times: NDArray[np.float64], plan: NDArray[np.float64]
@@ -149,9 +164,9 @@ class _Start:
             for k in range(len(times)):
                 if k:
                     sim.advance(times[k] - times[k - 1])
-                seen = sim.render(masks=True, depth=False)
-                frames.append(seen.rgb)
-                masks.append(seen.masks)
+                frame, mask = self._look(sim)
+                frames.append(frame)
+                masks.append(mask)
         finally:
             sim.close()
         return np.stack(frames), np.stack(masks)
