@@ -41,6 +41,10 @@ def run_node(
     except (StartError, ParameterError) as error:
         print(f"cannot start: {error}", file=sys.stderr, flush=True)
         return 1
+    except Exception:
+        if rclpy.ok():
+            raise
+        # ctrl-C came while the node was being made: whatever failed then, failed for that reason
     finally:
         if spinner is not None:
             spinner.shutdown(timeout_sec=1.0)
