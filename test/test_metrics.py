@@ -54,13 +54,19 @@ def test_regions_follow_their_definitions():
     target[0, 10:12, 10:12] = 2
     target[0, 14, 14] = 4
     target[0, 16, 20] = 5
-    target[0, 0, 29] = 6  # other objects stand still, they are background
+    reference[0, 29] = target[0, 0, 29] = 6  # objects that stand still are background
+    reference[10, 29] = 6  # this one does not
     found = metrics.regions(reference, target)
     assert found["hand"].sum() == 4 and found["changed"].sum() == 8
     assert found["arms"].sum() == 1 and found["object"].sum() == 1
     background = found["background"][0]
     margin = metrics.BACKGROUND_MARGIN
-    assert background[0, 29] and not background[2, 2] and not background[10, 10]
+    assert (
+        background[0, 29]
+        and not background[10, 29]
+        and not background[2, 2]
+        and not background[10, 10]
+    )
     assert not background[16, 20 + margin] and background[16, 20 + margin + 1]
 
 

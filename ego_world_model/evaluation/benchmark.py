@@ -21,16 +21,13 @@ from ego_world_model.data.schema import MASK_CLASSES, Episode
 from ego_world_model.evaluation import metrics
 from ego_world_model.evaluation.clips import ClipFormat, command, frozen
 from ego_world_model.evaluation.metrics import Estimate
+from ego_world_model.evaluation.moved_object import moved_object
 from ego_world_model.hands import HandTrajectory
 from ego_world_model.perception import CLASS_NAMES, KeypointEstimator, visible_joints
 
 METHODS = ("model", "copy_first", "shuffled", "frozen")
 MOVING_PX = 8.0
 """A joint counts as moving in a frame if it lies this far from its place in the reference."""
-GRASP_PIXELS = 20
-"""A manipulated object smaller than this in the first or last frame is too small to be judged."""
-GRASP_OVERLAP = 0.3
-"""In a grasp clip, the object's true masks at the first and last frame overlap less than this."""
 GRASP_FRAMES = 3
 """Frames at the end of a clip on which it is judged whether the object followed."""
 FOLLOWS_IOU = 0.5
@@ -143,9 +140,9 @@ class Judge:
     Metrics: ``hand_iou`` (either hand), ``arms_iou``; ``control_error_px`` and
     ``moving_control_error_px`` (mean over joints that can be seen in the true frame, the second
     over those that moved at least ``MOVING_PX``); ``object_iou`` over the last ``GRASP_FRAMES``
-    frames and ``object_follows`` (1 or 0), in grasp clips only. The estimator knows objects but
-    not which one is manipulated, so pixels of other objects, as the simulator shows them, are left
-    out of both masks.
+    frames and ``object_follows`` (1 or 0), in clips with a moved object only. The estimator knows
+    objects but not which one was moved, so pixels of the others, as the simulator shows them, are
+    left out.
     """
 
     def __init__(self, clip: Episode, estimator: KeypointEstimator) -> None:
@@ -158,6 +155,7 @@ class Judge:
             clip.hand_positions, clip.hand_valid, clip.masks, clip.camera, clip.depth
         )
         self.pixels, self.visible = pixels[:, slots], visible[1:, slots]
+        self.moved = moved_object(clip.masks)
 
     def __call__(
         self, frames: NDArray[np.uint8]
@@ -178,37 +176,17 @@ class Judge:
             "moving_control_error_px": _mean(errors["moving"]),
         }
         overlap = float("nan")
-        if self.is_grasp:
-            other = binary_dilation(
-                _is(truth[-GRASP_FRAMES:], "other_objects"), np.ones((1, 3, 3), bool)
-            )
+        if self.moved is not None:
+            there, last = self.moved[-GRASP_FRAMES:], truth[-GRASP_FRAMES:]
+            other = _is(last, "manipulated_object", "other_objects") & ~there
+            other = binary_dilation(other, np.ones((1, 3, 3), bool)) & ~there
             found = said.classes[-GRASP_FRAMES:] == CLASS_NAMES.index("objects")
-            there = _is(truth[-GRASP_FRAMES:], "manipulated_object")
-            overlap = metrics.iou(found & ~other, there & ~other)
+            overlap = metrics.iou(found & ~other, there)
         scores["object_iou"] = overlap
         scores["object_follows"] = (
             float("nan") if np.isnan(overlap) else float(overlap >= FOLLOWS_IOU)
         )
         return scores, errors
-
-    @property
-    def is_grasp(self) -> bool:
-        """Whether one manipulated object is seen at both ends and was moved in between.
-
-        The object must be followed from frame to frame: where the next task takes up another
-        object, the mask jumps and nothing was moved.
-        """
-        seen = _is(self.masks, "manipulated_object")
-        first, last = seen[0], seen[-1]
-        if min(first.sum(), last.sum()) < GRASP_PIXELS:
-            return False
-        if (first & last).sum() / (first | last).sum() >= GRASP_OVERLAP:
-            return False
-        near = binary_dilation(seen, np.ones((1, 7, 7), bool))
-        return all(
-            (near[k] & seen[k + 1]).sum() >= 0.5 * max(1, seen[k + 1].sum())
-            for k in range(len(seen) - 1)
-        )
 
 
 def region_scores(

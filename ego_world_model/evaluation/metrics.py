@@ -25,6 +25,7 @@ BACKGROUND_MARGIN = 3
 _HANDS = [MASK_CLASSES.index(name) for name in ("left_hand", "right_hand")]
 _ARMS = [MASK_CLASSES.index(name) for name in ("left_arm", "right_arm")]
 _OBJECT = [MASK_CLASSES.index("manipulated_object")]
+_ANY_OBJECT = [*_OBJECT, MASK_CLASSES.index("other_objects")]
 
 
 def regions(reference: ArrayLike, target: ArrayLike) -> dict[str, NDArray[np.bool_]]:
@@ -43,7 +44,8 @@ def regions(reference: ArrayLike, target: ArrayLike) -> dict[str, NDArray[np.boo
         ``arms``: arms in the true frame;
         ``object``: the manipulated object in the true frame;
         ``background``: at least ``BACKGROUND_MARGIN`` pixels away from hands, arms and manipulated
-        object of both the true and the reference frame.
+        objects of both the true and the reference frame, and from what is an object in only one of
+        them (an object is "manipulated" from the moment it is touched, so it may not be yet).
     """
     reference, target = np.asarray(reference), np.asarray(target)
     if target.ndim != 3 or reference.shape != target.shape[1:]:
@@ -52,6 +54,7 @@ def regions(reference: ArrayLike, target: ArrayLike) -> dict[str, NDArray[np.boo
         )
     moving = np.isin(target, _HANDS + _ARMS + _OBJECT)
     moving |= np.isin(reference, _HANDS + _ARMS + _OBJECT)
+    moving |= np.isin(target, _ANY_OBJECT) != np.isin(reference, _ANY_OBJECT)
     square = np.ones((1, 2 * BACKGROUND_MARGIN + 1, 2 * BACKGROUND_MARGIN + 1), bool)
     hand = np.isin(target, _HANDS)
     return {

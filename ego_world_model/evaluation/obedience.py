@@ -29,6 +29,8 @@ OBEYED_IOU = 0.65
 REACH = np.array([0.12, 0.10, 0.08])
 """Metres that a wrist is sent away at most: right and left, up and down, near and far in the
 camera's axes."""
+START_TIME = 1.5
+"""Seconds into a scene at which the futures part, so that hands are not all at rest."""
 SINK = 0.02
 """Metres that a wrist may go down; the table is not far below."""
 APART_PX = 10.0
@@ -144,7 +146,9 @@ class _Start:
         from ego_world_model.simulation import TableTop  # needs a renderer; reports do not
 
         width, height = self.size
-        return TableTop(self.robot, seed=self.seed, split="test", width=width, height=height)
+        sim = TableTop(self.robot, seed=self.seed, split="test", width=width, height=height)
+        sim.advance(START_TIME)
+        return sim
 
     def _look(self, sim: TableTop) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
         """Frame and mask as recorded episodes have them: drawn larger, averaged down."""
