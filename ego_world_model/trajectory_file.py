@@ -248,7 +248,7 @@ def _check_numbers(positions: NDArray[np.float64], valid: NDArray[np.bool_]) -> 
         frame, joint = (int(i) for i in np.argwhere(bad)[0])
         raise _error(
             "positions",
-            f"NaN or infinity in {int(bad.sum())} valid joints, first in frame {frame}, joint {joint}",
+            f"NaN or infinity in {int(bad.sum())} valid joints, first frame {frame}, joint {joint}",
             "mark joints that are not known False in 'valid'",
         )
     if not valid.any():

@@ -67,9 +67,13 @@ class Browser:
             mobile=False,
         )
         self.call("Page.navigate", url=url)
+        deadline = time.monotonic() + 60
+        while not self._loaded():
+            assert time.monotonic() < deadline, f"{url} did not load within 60 s"
+            time.sleep(0.1)
 
     def call(self, method: str, **params: Any) -> dict[str, Any]:
-        """One command of the DevTools protocol and its result."""
+        """One command of the DevTools protocol and its result; AssertionError where it fails."""
         number = next(self._numbers)
         self._socket.send(json.dumps({"id": number, "method": method, "params": params}))
         while True:
@@ -108,6 +112,13 @@ class Browser:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+    def _loaded(self) -> bool:
+        try:
+            state = self.call("Runtime.evaluate", expression="document.readyState")
+        except AssertionError:  # the page is between two documents
+            return False
+        return state["result"].get("value") == "complete" and bool(self.text())
 
     def _port(self, file: Path) -> int:
         deadline = time.monotonic() + 60

@@ -99,7 +99,10 @@ class ViewerPage:
         self._live: LiveView | None = None
         self._next: ImaginedView | None = None
         self._loop = RolloutLoop()
+        self._predicted: HandTrajectory | None = None
         self._shown_motion: HandTrajectory | None = None
+        self._still: HandTrajectory | None = None  # the shown motion in the reference camera
+        self._clients_lock = threading.Lock()
         self._watched = threading.Event()
         self._closed = threading.Event()
         self._on_viewers = on_viewers
@@ -135,6 +138,15 @@ class ViewerPage:
         with self._lock:
             self._next = view
 
+    def show_motion(self, trajectory: HandTrajectory) -> None:
+        """A motion that nothing has imagined yet; its hands stand in 3-D until a rollout comes."""
+        with self._lock:
+            self._predicted = trajectory
+
+    def show_title(self, title: str) -> None:
+        """What stands over the status."""
+        self._server.gui.set_panel_label(title)
+
     def show_camera(self, camera: PinholeCamera) -> None:
         """Intrinsics of the live camera, for its frustum."""
         self.scene.show_camera(camera)
@@ -151,7 +163,8 @@ class ViewerPage:
         self._closed.set()
         self._watched.set()
         self._thread.join(timeout=5.0)
-        self._server.stop()
+        with contextlib.redirect_stdout(io.StringIO()):
+            self._server.stop()
 
     def _build_panels(self) -> None:
         gui = self._server.gui
@@ -172,15 +185,16 @@ class ViewerPage:
         self._trails = gui.add_checkbox("Imagined hands in 3-D", True)
 
     def _clients_changed(self, _: viser.ClientHandle) -> None:
-        watched = self.viewers > 0
-        if watched == self._watched.is_set() or self._closed.is_set():
-            return
-        if watched:
-            self._watched.set()
-        else:
-            self._watched.clear()
-        if self._on_viewers is not None:
-            self._on_viewers(watched)
+        with self._clients_lock:  # browsers come and go in several threads of the server
+            watched = self.viewers > 0
+            if watched == self._watched.is_set() or self._closed.is_set():
+                return
+            if watched:
+                self._watched.set()
+            else:
+                self._watched.clear()
+            if self._on_viewers is not None:
+                self._on_viewers(watched)
 
     def _run(self) -> None:
         sent: LiveView | None = None
@@ -213,29 +227,33 @@ class ViewerPage:
     def _send_imagined(self, now: float) -> None:
         shown = self._loop.at(now)
         if shown is None:
+            with self._lock:
+                self._send_motion(self._predicted, -1)
             return
         view, k, fresh = shown
         motion = view.trajectory
-        if motion is None or not self._trails.value:
-            self.scene.clear_motion()
-            self._shown_motion = None
-        else:
-            if motion is not self._shown_motion:
-                self.scene.show_motion(motion)
-                self._shown_motion = motion
-            still = motion.in_reference()
-            self.scene.ghost.show(still.positions[k], still.valid[k])
+        self._send_motion(motion, k)
         if not fresh:
             return
         image = enlarge(view.frames[k])
         if motion is not None and view.camera is not None and self._planned.value:
-            pixels = view.camera.resized(image.shape[1], image.shape[0]).project(
-                motion.positions[k]
-            )
-            image = draw_hands(image, pixels, motion.valid[k])
+            camera = view.camera.resized(image.shape[1], image.shape[0])
+            image = draw_hands(image, camera.project(motion.positions[k]), motion.valid[k])
         note = f"+{view.times[k]:.1f} s" + (f"   {view.note}" if view.note else "")
         progress = view.times[k] / view.times[-1] if view.times[-1] > 0 else 1.0
         self._imagined_image.image = caption(image, note, progress)
+
+    def _send_motion(self, motion: HandTrajectory | None, k: int) -> None:
+        """Trails of a motion and its hands at frame k, unless the user switched them off."""
+        if motion is None or not self._trails.value:
+            self.scene.clear_motion()
+            self._shown_motion = None
+            return
+        if motion is not self._shown_motion:
+            self.scene.show_motion(motion)
+            self._shown_motion, self._still = motion, motion.in_reference()
+        assert self._still is not None
+        self.scene.ghost.show(self._still.positions[k], self._still.valid[k])
 
 
 class RolloutLoop:
