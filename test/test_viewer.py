@@ -93,9 +93,10 @@ def test_browser_shows_camera_imagination_and_status(page, watched, tmp_path):
     for word in ("Live camera", "Imagined future", "test robot", "15.0 Hz", "nothing is missing"):
         assert word in text
     live, imagined = (np.argwhere(share(screen, colour)) for colour in (LIVE, IMAGINED))
-    assert live[:, 1].max() < imagined[:, 1].min(), "live stands left of imagined"
-    for pixels in (live, imagined):
-        assert np.ptp(pixels[:, 1]) > 400, "pictures are large"
+    # Columns, without the few pixels elsewhere that happen to have the colour (overlay, hands).
+    live, imagined = (np.percentile(pixels[:, 1], (2, 98)) for pixels in (live, imagined))
+    assert live[1] < imagined[0], "live stands left of imagined"
+    assert min(np.ptp(live), np.ptp(imagined)) > 400, "pictures are large"
     wait_until(lambda: watched == [True, False], what=f"the page to notice the browser: {watched}")
 
 
