@@ -121,9 +121,10 @@ def node(
     remaps: Mapping[str, str] | None = None,
     name: str | None = None,
     environment: Mapping[str, str] | None = None,
+    parameter_file: Path | None = None,
 ) -> NodeProcess:
     """Start `python -m ego_world_model.ros.<module>` with ROS parameters and remappings."""
-    arguments: list[str] = []
+    arguments = [] if parameter_file is None else ["--params-file", str(parameter_file)]
     for key, value in (parameters or {}).items():
         arguments += ["-p", f"{key}:={_yaml_scalar(value)}"]
     for source, target in (remaps or {}).items():
