@@ -35,11 +35,22 @@ class SlotSource:
 
 @dataclass(frozen=True)
 class HandChain:
-    """One hand for inverse kinematics: the placed link, the arm joints, the finger joints."""
+    """One hand for inverse kinematics and scripted tasks.
+
+    Attributes:
+        wrist: the link that is placed; arm: the joints that place it; fingers: its finger joints.
+        open, closed: radians of the finger joints of an open and a closed hand.
+        grasp_point: metres in the wrist's frame, centre of a grasped object.
+        palm_point: metres in the wrist's frame, where it presses an object held by both hands.
+    """
 
     wrist: str
     arm: tuple[str, ...]
     fingers: tuple[str, ...]
+    open: tuple[float, ...]
+    closed: tuple[float, ...]
+    grasp_point: tuple[float, float, float]
+    palm_point: tuple[float, float, float]
 
 
 @dataclass(frozen=True)
@@ -183,10 +194,7 @@ def _build(text: Mapping[str, Any], path: Path) -> Embodiment:
     root = _require(text, "root", path)
     if root not in joints.links:
         raise ValueError(f"{path}: root {root!r} is no link of {model_path.name}")
-    hands = {
-        side: HandChain(hand["wrist"], tuple(hand["arm"]), tuple(hand["fingers"]))
-        for side, hand in text.get("hands", {}).items()
-    }
+    hands = {side: _hand(side, hand, path) for side, hand in text.get("hands", {}).items()}
     orders = {key: tuple(names) for key, names in text.get("state_orders", {}).items()}
     named = {
         "neutral": text.get("neutral", {}),
@@ -209,6 +217,18 @@ def _build(text: Mapping[str, Any], path: Path) -> Embodiment:
         neutral_pose=dict(text.get("neutral", {})),
         state_orders=orders,
         joints=joints,
+    )
+
+
+def _hand(side: str, text: Mapping[str, Any], path: Path) -> HandChain:
+    fields = {key: tuple(_require(text, key, path)) for key in ("arm", "fingers", "open", "closed")}
+    if not len(fields["fingers"]) == len(fields["open"]) == len(fields["closed"]):
+        raise ValueError(f"{path}: hands.{side}: open and closed need one angle per finger joint")
+    return HandChain(
+        wrist=_require(text, "wrist", path),
+        grasp_point=tuple(_require(text, "grasp_point", path)),
+        palm_point=tuple(_require(text, "palm_point", path)),
+        **fields,
     )
 
 

@@ -145,6 +145,11 @@ class HandKinematics:
         """(N, S, 3) metres, named slots in the root frame for configurations q (N, nq)."""
         frames = [self._slot_frame[name] for name in slots]
         root = self._frame(self.robot.root)
+        if len(q) == 1:  # a single state is faster in pinocchio than in numpy batches of one
+            pin.framesForwardKinematics(self.model, self.data, self.q_from(q[0]))
+            poses = self.data.oMf
+            points = np.array([poses[frame].translation for frame in frames])
+            return ((points - poses[root].translation) @ poses[root].rotation)[None]
         rotation, origin = self._joint_poses(q, [*frames, root])
         frame = self.model.frames[root]
         root_rotation = rotation[frame.parentJoint] @ frame.placement.rotation

@@ -1,0 +1,260 @@
+"""A ``TableTop`` in a process of its own, so that rendering and planning never delay its owner.
+
+The owner asks for a picture at a time; plan and picture come back through callbacks. Planning a
+task holds Python's lock for a second or more, and joint states that are due a hundred times a
+second cannot wait for that: between pictures the owner reads the newest plan instead.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+FINE_STEP, FINE_SPAN, COARSE_STEP = 0.02, 0.4, 0.05  # seconds between the samples of a plan
+PLAN_PERIOD = 0.2  # seconds of simulated time between plans, at most
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the robot is going to do.
+
+    Attributes:
+        start: simulated seconds. times: (T,) seconds after it, times[0] = 0. q: (T, nq) rad.
+        instruction: the task in words. task: its kind.
+    """
+
+    start: float
+    times: NDArray[np.float64]
+    q: NDArray[np.float64]
+    instruction: str
+    task: str
+
+    def at(self, time: float) -> NDArray[np.float64]:
+        """(nq,) rad at simulated ``time``, linear between samples, held at both ends."""
+        offset = min(max(time - self.start, 0.0), float(self.times[-1]))
+        right = min(max(int(np.searchsorted(self.times, offset)), 1), len(self.times) - 1)
+        left = right - 1
+        weight = (offset - self.times[left]) / (self.times[right] - self.times[left])
+        return (1.0 - weight) * self.q[left] + weight * self.q[right]
+
+    def covers(self, time: float) -> bool:
+        """Whether ``time`` lies before the plan's end."""
+        return time <= self.start + float(self.times[-1])
+
+
+@dataclass(frozen=True)
+class Picture:
+    """What the camera saw at simulated ``time`` (s).
+
+    Attributes:
+        rgb: (H, W, 3) uint8. depth: (H, W) uint16 mm, None where not asked for.
+        render_seconds: how long rendering took.
+    """
+
+    time: float
+    rgb: NDArray[np.uint8]
+    depth: NDArray[np.uint16] | None
+    render_seconds: float
+
+
+@dataclass(frozen=True)
+class Failure:
+    """The simulation ended, or could not start; ``text`` says why."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class _Look:
+    time: float
+    depth: bool
+
+
+@dataclass(frozen=True)
+class _Follow:
+    time: float
+    times: NDArray[np.float64]
+    q: NDArray[np.float64]
+
+
+class RemoteTableTop:
+    """Starts the simulation's process and talks to it. Callbacks run in a thread of this class.
+
+    Args:
+        embodiment: name or YAML path.
+        horizon: seconds that every plan reaches ahead.
+        resume_after: seconds behind the end of a followed trajectory at which the scripted tasks
+            go on; None: never.
+        options: keyword arguments of ``TableTop``.
+        on_plan, on_picture, on_failure: receive what the simulation sends.
+    """
+
+    def __init__(
+        self,
+        embodiment: str,
+        *,
+        horizon: float,
+        resume_after: float | None,
+        options: dict[str, Any],
+        on_plan: Callable[[Plan], None],
+        on_picture: Callable[[Picture], None],
+        on_failure: Callable[[Failure], None],
+    ) -> None:
+        ours, theirs = socket.socketpair()
+        code = (
+            f"import sys; sys.path[:] = {sys.path!r}; "
+            f"from ego_world_model.simulation.remote import serve; serve({theirs.fileno()})"
+        )
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", code], pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL
+        )
+        theirs.close()
+        self._connection = Connection(ours.detach())
+        self._lock = threading.Lock()
+        self._looking = threading.Event()
+        self._closing = False
+        self._callbacks = {Plan: on_plan, Picture: on_picture, Failure: on_failure}
+        self._send((embodiment, horizon, resume_after, options))
+        self._thread = threading.Thread(target=self._receive, name="simulation", daemon=True)
+        self._thread.start()
+
+    def look(self, time: float, *, depth: bool) -> bool:
+        """Lets the simulation reach ``time`` and asks for a picture of it.
+
+        Returns:
+            False where the last picture is not finished yet; this one is then skipped.
+        """
+        if self._looking.is_set():
+            return False
+        self._looking.set()
+        self._send(_Look(time, depth))
+        return True
+
+    def follow(self, time: float, times: NDArray[np.float64], q: NDArray[np.float64]) -> None:
+        """Obeys a joint trajectory that starts at simulated ``time``; see ``TableTop.follow``."""
+        self._send(_Follow(time, times, q))
+
+    def close(self, timeout: float = 5.0) -> None:
+        """Ends the process."""
+        self._closing = True
+        self._send(None)
+        try:
+            self._process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._thread.join(timeout)
+        self._connection.close()
+
+    def _send(self, message: object) -> None:
+        # A process that is gone is reported by the receiving thread.
+        with self._lock, contextlib.suppress(OSError):
+            self._connection.send(message)
+
+    def _receive(self) -> None:
+        failed = False
+        while True:
+            try:
+                message = self._connection.recv()
+            except (EOFError, OSError):
+                break
+            if isinstance(message, Picture):
+                self._looking.clear()
+            failed = failed or isinstance(message, Failure)
+            if not self._closing:
+                self._callbacks[type(message)](message)
+        if not failed and not self._closing:
+            status = self._process.wait()
+            self._callbacks[Failure](Failure(f"its process ended with status {status}"))
+
+
+def serve(descriptor: int) -> None:
+    """The simulation's process: obeys until the other end closes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # ctrl-C reaches the group; the owner decides
+    connection = Connection(descriptor)
+    with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
+        try:
+            _Server(connection).run()
+        except (EOFError, BrokenPipeError, ConnectionResetError):
+            raise
+        except ValueError as error:  # the user's settings
+            connection.send(Failure(str(error)))
+        except Exception:
+            connection.send(Failure(traceback.format_exc()))
+
+
+class _Server:
+    def __init__(self, connection: Connection) -> None:
+        from ego_world_model.embodiment import load_embodiment
+        from ego_world_model.simulation.table_top import TableTop
+
+        self._connection = connection
+        embodiment, horizon, self._resume_after, options = connection.recv()
+        self._table = TableTop(
+            load_embodiment(embodiment), background_planning=True, camera_jitter=False, **options
+        )
+        self._grid = np.concatenate(
+            [np.arange(0.0, FINE_SPAN, FINE_STEP), np.arange(FINE_SPAN, horizon, COARSE_STEP)]
+        )
+        self._grid = np.append(self._grid, horizon)
+        self._planned = (-np.inf, "")
+        self._idle_from = np.inf
+
+    def run(self) -> None:
+        self._table.render(depth=True)  # compiles shaders, before the clock starts
+        self._send_plan()
+        try:
+            while (message := self._connection.recv()) is not None:
+                if isinstance(message, _Follow):
+                    self._follow(message)
+                else:
+                    self._look(message)
+        finally:
+            self._table.close()
+
+    def _look(self, message: _Look) -> None:
+        self._reach(message.time)
+        start, instruction = self._planned
+        if self._table.time - start >= PLAN_PERIOD - 1e-6 or self._table.task != instruction:
+            self._send_plan()
+        begin = time.perf_counter()
+        seen = self._table.render(depth=message.depth)
+        depth = None
+        if seen.depth is not None:
+            depth = np.clip(np.round(seen.depth * 1000.0), 0, 65535).astype(np.uint16)
+        spent = time.perf_counter() - begin
+        self._connection.send(Picture(self._table.time, seen.rgb, depth, spent))
+
+    def _follow(self, message: _Follow) -> None:
+        self._reach(message.time)
+        self._table.follow(message.times, message.q)
+        if self._resume_after is not None:
+            self._idle_from = self._table.time + float(message.times[-1]) + self._resume_after
+        self._send_plan()
+
+    def _reach(self, moment: float) -> None:
+        if moment > self._table.time:
+            self._table.advance(moment - self._table.time)
+        if self._table.time >= self._idle_from:
+            self._idle_from = np.inf
+            self._table.resume_tasks()
+            self._send_plan()
+
+    def _send_plan(self) -> None:
+        table = self._table
+        q = table.plan(self._grid)
+        self._planned = (table.time, table.task)
+        self._connection.send(Plan(table.time, self._grid, q, table.task, table.task_name))

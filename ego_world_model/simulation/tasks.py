@@ -1,0 +1,449 @@
+"""Scripted tasks: what the robot's hands do at the table, solved by inverse kinematics.
+
+Each task samples wrist poses, solves them on the robot's own joints and joins them by smooth moves.
+A sample that is out of reach, or goes through the table or the other hand, is thrown away; objects
+in the way are pushed aside.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from transforms3d.euler import euler2mat
+
+from ego_world_model.embodiment import Embodiment
+from ego_world_model.hands import SLOT_NAMES, SLOTS_PER_HAND
+from ego_world_model.kinematics import ArmSolver, HandKinematics, UnreachableError
+from ego_world_model.simulation.motion import JointPlan, Track, pad_to_common_end
+from ego_world_model.simulation.objects_motion import ObjectState
+from ego_world_model.simulation.scene import Scene
+
+SIDES = ("left", "right")
+_ATTEMPTS = 30
+_TABLE_CLEARANCE = {"wrist": 0.045, "finger": 0.014}  # metres from a joint's centre to the table
+_HANDS_APART = 0.048  # metres between joint centres of the two hands
+_TASK_WEIGHTS = {
+    "reach": 0.14,
+    "grasp": 0.36,
+    "cross": 0.14,
+    "fingers": 0.12,
+    "free": 0.18,
+    "idle": 0.06,
+}
+TASKS = (*_TASK_WEIGHTS, "bimanual")
+"""Names of the scripted tasks."""
+
+
+@dataclass(frozen=True)
+class TaskPlan:
+    """A planned task: its instruction in words and the robot's motion."""
+
+    task: str
+    instruction: str
+    plan: JointPlan
+
+
+class TaskPlanner:
+    """Plans tasks for one robot in one scene. Not thread-safe."""
+
+    def __init__(self, robot: Embodiment, scene: Scene, rng: np.random.Generator) -> None:
+        self._robot, self._scene, self._rng = robot, scene, rng
+        self._fk = HandKinematics(robot)
+        self._solver = ArmSolver(self._fk)
+        filled = [name for name in SLOT_NAMES if name in robot.slots]
+        self._filled = filled
+        self._is_left = np.array([SLOT_NAMES.index(n) < SLOTS_PER_HAND for n in filled])
+        self._margin = np.array(
+            [_TABLE_CLEARANCE["wrist" if n.endswith("wrist") else "finger"] for n in filled]
+        )
+        self._builders: Mapping[str, Callable[[NDArray, ObjectState], TaskPlan]] = {
+            "reach": self._reach,
+            "grasp": self._grasp,
+            "cross": self._cross,
+            "fingers": self._fingers,
+            "free": self._free,
+            "idle": self._idle,
+            "bimanual": self._bimanual,
+        }
+
+    def plan(self, task: str | None, q: NDArray[np.float64], objects: ObjectState) -> TaskPlan:
+        """A task from the configuration q (nq,); ``task`` None picks one at random.
+
+        Where no sample of the task works from here (its object has left the reach, say), the hands
+        move freely instead, and the plan says so in its ``task``.
+
+        Raises:
+            ValueError: for an unknown task.
+        """
+        if task is not None and task not in TASKS:
+            raise ValueError(f"unknown task {task!r}; tasks are {', '.join(TASKS)}")
+        names = [task or self._random_task(), "free", "idle"]
+        for name in names:
+            for _ in range(_ATTEMPTS):
+                try:
+                    planned = self._builders[name](q, objects)
+                except UnreachableError:
+                    continue
+                if self._is_clear(planned):
+                    return planned
+        rest = self._start(q, 1.0)
+        for track in rest.values():
+            track.hold(1.0)
+        return self._finish("idle", "hold still", q, rest)
+
+    def start_pose(self) -> NDArray[np.float64]:
+        """A random configuration (nq,) with both hands above the table, near the neutral pose."""
+        q = self._robot.neutral
+        for _ in range(_ATTEMPTS):
+            try:
+                values = {side: self._random_value(side) for side in SIDES}
+            except UnreachableError:
+                continue
+            start = q.copy()
+            for side, value in values.items():
+                start[self._joints(side)] = value
+            if self._is_clear_q(start[None]):
+                return start
+        return q.copy()
+
+    # ---------------------------------------------------------------- tasks
+
+    def _reach(self, q: NDArray, objects: ObjectState) -> TaskPlan:
+        side, i = self._side_and_object(objects)
+        target = objects.poses[i, :3]
+        item = self._scene.objects[i]
+        tracks = self._start(q)
+        roll, pitch, yaw = self._wrist_angles()
+        yaw *= _sign(side)
+        lowest = self._lowest(roll, pitch)
+        above = target + (-0.1, 0.0, item.height / 2 + self._rng.uniform(0.02, 0.06))
+        above[2] = max(above[2], lowest)
+        value = self._value(side, above, roll, pitch, 0.5 * yaw, self._rng.uniform(0, 0.3))
+        tracks[side].move(value, at_least=0.7)
+        tracks[side].hold(self._rng.uniform(0.1, 0.4))
+        tracks[side].move(self._random_value(side), at_least=0.7)
+        self._drift(tracks[_other(side)], _other(side))
+        text = f"reach for the {item.name} with the {side} hand"
+        return self._finish("reach", text, q, tracks)
+
+    def _grasp(self, q: NDArray, objects: ObjectState) -> TaskPlan:
+        side, i = self._side_and_object(objects)
+        item, centre = self._scene.objects[i], objects.poses[i, :3]
+        if item.for_two_hands:
+            raise UnreachableError(f"the {item.name} is too wide for one hand")
+        rng, sign = self._rng, _sign(side)
+        roll, pitch = rng.uniform(0.0, 0.7), rng.uniform(0.0, 0.35)
+        yaw = -sign * rng.uniform(-0.25, 0.45)
+        goal = self._free_goal(side, i, objects)
+        floor = self._scene.table_height
+        height = max(centre[2], floor + 0.055 + 0.03 * np.sin(roll))
+
+        def wrist_at(point: NDArray, lift: float, back: float, flex: float) -> NDArray:
+            rotation = self._rotation(side, roll, pitch, yaw)
+            grasp = np.array([point[0], point[1], height + lift])
+            position = grasp - rotation @ self._robot.hands[side].grasp_point
+            return self._value_at(side, rotation, position - back * rotation[:, 0], flex)
+
+        track = self._start(q)
+        hand = track[side]
+        flex = float(np.clip(0.62 - 5.5 * (item.radius - 0.02), 0.42, 0.62))
+        lift = rng.uniform(0.04, 0.1)
+        clear = item.height * 0.6
+        hand.move(wrist_at(centre, clear, 0.09, 0.08), at_least=0.7)
+        hand.move(wrist_at(centre, 0.0, 0.06, 0.08), at_least=0.35)
+        hand.move(wrist_at(centre, 0.0, 0.0, 0.1), at_least=0.35)
+        hand.move(wrist_at(centre, 0.0, 0.0, flex), at_least=0.35)
+        hand.move(wrist_at(centre, lift, 0.0, flex), at_least=0.45)
+        hand.move(wrist_at(goal, lift, 0.0, flex), at_least=0.7)
+        hand.move(wrist_at(goal, 0.0, 0.0, flex), at_least=0.45)
+        hand.move(wrist_at(goal, 0.0, 0.0, 0.08), at_least=0.35)
+        hand.move(wrist_at(goal, clear, 0.1, 0.1), at_least=0.5)
+        self._drift(track[_other(side)], _other(side))
+        text = f"grasp the {item.name} with the {side} hand and move it"
+        return self._finish("grasp", text, q, track)
+
+    def _bimanual(self, q: NDArray, objects: ObjectState) -> TaskPlan:
+        large = [i for i, item in enumerate(self._scene.objects) if item.for_two_hands]
+        if not large:
+            raise UnreachableError("no object for two hands on the table")
+        i = large[0]
+        item, centre = self._scene.objects[i], objects.poses[i, :3]
+        rng = self._rng
+        angles = {side: (rng.uniform(0.0, 0.2), rng.uniform(-0.1, 0.08), 0.0) for side in SIDES}
+        shift = rng.uniform(-0.05, 0.05, 3) * (0.6, 1.0, 0.0)
+        lift = rng.uniform(0.04, 0.1)
+        raised = max(0.0, self._scene.table_height + 0.055 - centre[2])
+        tracks = self._start(q, 0.7)
+        for side in SIDES:
+            sign = _sign(side)
+            rotation = self._rotation(side, *angles[side])
+            contact = np.array(self._robot.hands[side].palm_point)
+
+            def hand_at(
+                move: NDArray,
+                out: float,
+                up: float,
+                side: str = side,
+                sign: int = sign,
+                rotation: NDArray = rotation,
+                contact: NDArray = contact,
+            ) -> NDArray:
+                point = centre + move + (0, sign * (item.radius + out), up + raised)
+                return self._value_at(side, rotation, point - rotation @ contact, -0.5)
+
+            still = np.zeros(3)
+            for move, out, up, seconds in (
+                (still, 0.07, 0.05, 0.9),
+                (still, 0.06, 0.0, 0.5),
+                (still, 0.008, 0.0, 0.5),
+                (still, 0.004, lift, 0.7),
+                (shift, 0.004, lift, 0.8),
+                (shift, 0.004, 0.0, 0.7),
+                (shift, 0.06, 0.0, 0.5),
+                (shift, 0.08, 0.06, 0.6),
+            ):
+                tracks[side].move(hand_at(move, out, up), at_least=seconds)
+        self._align(tracks)
+        return self._finish("bimanual", f"lift the {item.name} with both hands", q, tracks)
+
+    def _cross(self, q: NDArray, objects: ObjectState) -> TaskPlan:
+        """One hand passes above the other, which it hides from the head camera."""
+        rng = self._rng
+        above = SIDES[rng.integers(2)]
+        below = _other(above)
+        tracks = self._start(q)
+        x, y = rng.uniform(0.2, 0.26), rng.uniform(-0.04, 0.04)
+        rolls = {below: rng.uniform(0.0, 0.7), above: rng.uniform(0.0, 0.35)}
+        base = self._lowest(rolls[below], 0.1)
+        heights = {below: base, above: base + 0.12 + 0.115 * np.sin(rolls[above])}
+        for side in (above, below):
+            roll = rolls[side]
+            inward = _sign(side) * rng.uniform(-0.07, 0.02)
+            position = np.array([x + rng.uniform(-0.02, 0.03), y + inward, heights[side]])
+            yaw = -_sign(side) * rng.uniform(0.1, 0.6)
+            flex = rng.uniform(0.0, 0.5)
+            aside = position + (-0.02, _sign(side) * 0.15, 0)
+            for place, seconds in ((aside, 0.7), (position, 0.7)):
+                tracks[side].move(self._value(side, place, roll, 0.1, yaw, flex), at_least=seconds)
+            tracks[side].hold(rng.uniform(0.1, 0.5))
+            tracks[side].move(self._value(side, aside, roll, 0.1, yaw, flex), at_least=0.7)
+            tracks[side].move(self._random_value(side), at_least=0.6)
+        self._align(tracks)
+        return self._finish("cross", f"cross the hands, the {above} one above", q, tracks)
+
+    def _fingers(self, q: NDArray, objects: ObjectState) -> TaskPlan:
+        """Hold the hands in view and bend one finger at a time."""
+        rng = self._rng
+        tracks = self._start(q)
+        moved = []
+        for side in SIDES:
+            value = self._random_value(side, roll=rng.uniform(0.5, 1.4), flex=0.08)
+            tracks[side].move(value, at_least=0.7)
+            groups = self._finger_groups(side)
+            for name in rng.permutation(list(groups))[: rng.integers(1, len(groups) + 1)]:
+                bent = value.copy()
+                hand = self._robot.hands[side]
+                for k in groups[name]:
+                    bend = rng.uniform(0.6, 1.0)
+                    angle = hand.open[k] + bend * (hand.closed[k] - hand.open[k])
+                    bent[len(hand.arm) + k] = angle
+                tracks[side].move(bent, at_least=rng.uniform(0.35, 0.7))
+                tracks[side].move(value, at_least=rng.uniform(0.35, 0.7))
+                moved.append(f"{side} {name}")
+        return self._finish("fingers", f"bend the {', then the '.join(moved)}", q, tracks)
+
+    def _free(self, q: NDArray, objects: ObjectState) -> TaskPlan:
+        tracks = self._start(q)
+        for side in SIDES:
+            for _ in range(int(self._rng.integers(2, 5))):
+                tracks[side].move(self._random_value(side), at_least=self._rng.uniform(0.5, 1.2))
+        return self._finish("free", "move the hands freely", q, tracks)
+
+    def _idle(self, q: NDArray, objects: ObjectState) -> TaskPlan:
+        tracks = self._start(q)
+        for side in SIDES:
+            value = q[self._joints(side)]
+            for _ in range(2):
+                sway = self._rng.normal(0, 0.015, len(value))
+                tracks[side].move(self._clip(side, value + sway), at_least=0.6)
+        return self._finish("idle", "hold still", q, tracks)
+
+    # ---------------------------------------------------------------- building blocks
+
+    def _random_task(self) -> str:
+        if any(item.for_two_hands for item in self._scene.objects) and self._rng.random() < 0.5:
+            return "bimanual"
+        names, weights = list(_TASK_WEIGHTS), list(_TASK_WEIGHTS.values())
+        return str(self._rng.choice(names, p=np.array(weights) / sum(weights)))
+
+    def _start(self, q: NDArray, speed: float | None = None) -> dict[str, Track]:
+        """A track per side, resting at q; arm joints up to ``speed`` rad/s, fingers 3.5 rad/s."""
+        speed = speed or self._rng.uniform(0.9, 1.8)
+        tracks = {}
+        for side in SIDES:
+            hand = self._robot.hands[side]
+            limit = np.concatenate([np.full(len(hand.arm), speed), np.full(len(hand.fingers), 3.5)])
+            joints = self._joints(side)
+            tracks[side] = Track.starting_at(joints, limit, q[joints])
+        return tracks
+
+    def _finish(
+        self, task: str, instruction: str, q: NDArray, tracks: dict[str, Track]
+    ) -> TaskPlan:
+        moves = [*tracks.values()]
+        torso = [name for name in self._robot.joint_names if name.startswith("waist")]
+        if torso and task in ("free", "idle", "reach") and self._rng.random() < 0.12:
+            joints = self._robot.indices(tuple(torso))
+            waist = Track.starting_at(joints, np.full(len(torso), 0.25), q[joints])
+            waist.move(self._rng.uniform(-0.06, 0.06, len(torso)), at_least=0.8)
+            waist.move(np.zeros(len(torso)), at_least=0.8)
+            moves.append(waist)
+        pad_to_common_end(moves)
+        return TaskPlan(task, instruction, JointPlan(q.copy(), tuple(moves)))
+
+    def _joints(self, side: str) -> NDArray[np.intp]:
+        hand = self._robot.hands[side]
+        return self._robot.indices((*hand.arm, *hand.fingers))
+
+    def _clip(self, side: str, value: NDArray) -> NDArray:
+        joints = self._joints(side)
+        return np.clip(value, self._robot.lower[joints], self._robot.upper[joints])
+
+    def _rotation(self, side: str, roll: float, pitch: float, yaw: float) -> NDArray[np.float64]:
+        """Wrist orientation: yaw, then pitch (fingers down), then roll (palm down); radians."""
+        return euler2mat(yaw, pitch, _sign(side) * roll, "rzyx")
+
+    def _value(
+        self,
+        side: str,
+        position: NDArray,
+        roll: float,
+        pitch: float,
+        yaw: float,
+        flex: float,
+    ) -> NDArray:
+        return self._value_at(side, self._rotation(side, roll, pitch, yaw), position, flex)
+
+    def _value_at(
+        self, side: str, rotation: NDArray, position: NDArray, flex: float
+    ) -> NDArray[np.float64]:
+        """Arm and finger joints (n,) for a wrist pose and how far the hand is closed (0 to 1;
+        below 0 the thumb is spread back).
+
+        The search starts at the neutral pose, so that the elbow always lies the same way.
+        """
+        pose = np.eye(4)
+        pose[:3, :3], pose[:3, 3] = rotation, position
+        q = self._solver.reach({side: pose}, self._robot.neutral, iterations=40)
+        hand = self._robot.hands[side]
+        fingers = np.array(hand.open) + flex * (np.array(hand.closed) - np.array(hand.open))
+        return self._clip(side, np.concatenate([q[self._robot.indices(hand.arm)], fingers]))
+
+    def _lowest(self, roll: float, pitch: float) -> float:
+        """Height (m) at which a wrist's thumb (palm down) and fingers (pitched) clear the table."""
+        thumb, fingers = 0.115 * max(0.0, np.sin(roll)), 0.17 * max(0.0, np.sin(pitch))
+        return self._scene.table_height + 0.055 + max(thumb, fingers)
+
+    def _wrist_angles(self) -> tuple[float, float, float]:
+        """Roll (palm down positive), pitch (fingers down) and yaw (outwards), radians."""
+        rng = self._rng
+        return rng.uniform(0.0, 1.45), rng.uniform(-0.25, 0.4), rng.uniform(-0.45, 0.3)
+
+    def _random_value(
+        self, side: str, *, roll: float | None = None, flex: float | None = None
+    ) -> NDArray[np.float64]:
+        """Joints of one side for a random place above the table, in view of the camera."""
+        rng, sign = self._rng, _sign(side)
+        sampled_roll, pitch, yaw = self._wrist_angles()
+        roll = sampled_roll if roll is None else roll
+        lowest = self._lowest(roll, pitch)
+        position = np.array(
+            [
+                rng.uniform(0.17, 0.29),
+                # With the palm sideways the thumb points at the other hand.
+                sign * rng.uniform(0.06 + 0.06 * np.cos(roll), 0.2),
+                rng.uniform(lowest, max(lowest + 0.03, self._scene.table_height + 0.23)),
+            ]
+        )
+        closing = rng.uniform(0.0, 0.85) if flex is None else flex
+        value = self._value(side, position, roll, pitch, sign * yaw, closing)
+        hand = self._robot.hands[side]
+        if flex is None:  # fingers differ from each other
+            span = np.array(hand.closed) - np.array(hand.open)
+            value[len(hand.arm) :] += rng.normal(0, 0.12, len(span)) * span
+            first_thumb = len(hand.arm)
+            value[first_thumb] += rng.normal(0, 0.2)
+        return self._clip(side, value)
+
+    def _drift(self, track: Track, side: str) -> None:
+        """What the hand that has nothing to do does: rest, or wander a little."""
+        if self._rng.random() < 0.5:
+            track.move(self._random_value(side), at_least=self._rng.uniform(1.0, 2.0))
+
+    def _align(self, tracks: Mapping[str, Track]) -> None:
+        """Give both sides the same times, the slower one's, waypoint by waypoint."""
+        steps = [np.diff(tracks[side].times) for side in SIDES]
+        if len(steps[0]) == len(steps[1]):
+            times = np.concatenate([[0.0], np.cumsum(np.maximum(*steps))])
+            for side in SIDES:
+                tracks[side].times = times.tolist()
+
+    def _finger_groups(self, side: str) -> dict[str, list[int]]:
+        """Finger name → positions of its joints among the hand's finger joints."""
+        groups: dict[str, list[int]] = {}
+        for k, joint in enumerate(self._robot.hands[side].fingers):
+            for finger in ("thumb", "index", "middle", "ring", "pinky"):
+                if finger in joint:
+                    groups.setdefault(finger, []).append(k)
+        return groups
+
+    def _side_and_object(self, objects: ObjectState) -> tuple[str, int]:
+        small = [i for i, item in enumerate(self._scene.objects) if not item.for_two_hands]
+        i = int(self._rng.choice(small or range(len(self._scene.objects))))
+        y = objects.poses[i, 1]
+        likely = 0.5 + 0.5 * np.clip(y / 0.04, -1, 1)  # the nearer hand, mostly
+        return ("left" if self._rng.random() < likely else "right"), i
+
+    def _free_goal(self, side: str, moving: int, objects: ObjectState) -> NDArray[np.float64]:
+        """(3,) metres where the object ``moving`` can be set down."""
+        radius = self._scene.objects[moving].radius
+        others = [i for i in range(len(self._scene.objects)) if i != moving]
+        for _ in range(_ATTEMPTS):
+            x, y = self._rng.uniform(0.28, 0.38), _sign(side) * self._rng.uniform(0.0, 0.22)
+            gaps = [
+                np.linalg.norm(objects.poses[i, :2] - (x, y))
+                - self._scene.objects[i].radius
+                - radius
+                for i in others
+            ]
+            if min(gaps, default=1.0) > 0.04:
+                return np.array(
+                    [x, y, self._scene.table_height + self._scene.objects[moving].height / 2]
+                )
+        raise UnreachableError("no free place on the table")
+
+    # ---------------------------------------------------------------- clearance
+
+    def _is_clear(self, planned: TaskPlan) -> bool:
+        duration = planned.plan.duration
+        q = planned.plan.at(np.linspace(0.0, duration, max(2, int(duration * 20))))
+        return self._is_clear_q(q)
+
+    def _is_clear_q(self, q: NDArray) -> bool:
+        points = self._fk.slot_positions(q, self._filled)  # (N, S, 3)
+        if (points[..., 2] - self._scene.table_height < self._margin).any():
+            return False
+        left, right = points[:, self._is_left], points[:, ~self._is_left]
+        gaps = np.linalg.norm(left[:, :, None] - right[:, None], axis=-1)
+        return bool(gaps.min() > _HANDS_APART)
+
+
+def _other(side: str) -> str:
+    return "right" if side == "left" else "left"
+
+
+def _sign(side: str) -> int:
+    return 1 if side == "left" else -1
