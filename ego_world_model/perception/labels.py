@@ -23,6 +23,8 @@ _CLASS_OF_MASK = np.array(
     [CLASS_NAMES.index(_MERGED.get(name, name)) for name in MASK_CLASSES], dtype=np.uint8
 )
 
+_ARM_CLASSES = (MASK_CLASSES.index("left_arm"), MASK_CLASSES.index("right_arm"))
+
 VISIBLE_DEPTH_MARGIN = 0.045
 """Metres that a joint's centre may lie behind the surface seen at its pixel and still be visible:
 joints sit inside their links, the palm's deepest."""
@@ -52,7 +54,7 @@ def visible_joints(
 ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
     """Pixels of the hand joints of T frames, and whether each can be seen in its frame.
 
-    A joint is visible if it is valid, projects into the image onto its own hand's mask and, where
+    A joint is visible if it is valid, projects into the image onto its own hand or arm and, where
     depth is given, lies no more than ``VISIBLE_DEPTH_MARGIN`` behind the surface seen there.
 
     Args:
@@ -77,9 +79,13 @@ def visible_joints(
     u = np.where(inside, np.rint(pixels[..., 0]), 0).astype(np.intp).clip(0, camera.width - 1)
     v = np.where(inside, np.rint(pixels[..., 1]), 0).astype(np.intp).clip(0, camera.height - 1)
     frame = np.arange(len(masks))[:, None]
-    own_hand = np.where(np.arange(NUM_SLOTS) < SLOTS_PER_HAND, *HAND_CLASSES)
-    visible = inside & (masks[frame, v, u] == own_hand)
+    left = np.arange(NUM_SLOTS) < SLOTS_PER_HAND
+    seen = masks[frame, v, u]
+    # The wrist's centre lies where hand and forearm meet, and may fall on either.
+    visible = inside & (
+        (seen == np.where(left, *HAND_CLASSES)) | (seen == np.where(left, *_ARM_CLASSES))
+    )
     if depth is not None:
-        seen = np.asarray(depth)[frame, v, u].astype(np.float64) / 1000.0
-        visible &= (seen == 0) | (positions[..., 2] - seen <= VISIBLE_DEPTH_MARGIN)
+        surface = np.asarray(depth)[frame, v, u].astype(np.float64) / 1000.0
+        visible &= (surface == 0) | (positions[..., 2] - surface <= VISIBLE_DEPTH_MARGIN)
     return pixels.astype(np.float32), visible
