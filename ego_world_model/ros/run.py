@@ -24,9 +24,12 @@ def run_node(
 ) -> int:
     """Creates a node, spins it until SIGINT or SIGTERM, and destroys it.
 
+    A node that cannot go on sets its attribute ``failure`` to the reason and shuts its context
+    down.
+
     Returns:
-        The exit status: 0 after a requested shutdown, 1 where the node refuses to start (the
-        reason is printed, without a traceback).
+        The exit status: 0 after a requested shutdown, 1 where the node refuses to start or gives
+        up (the reason is printed, without a traceback).
     """
     rclpy.init(args=list(sys.argv if args is None else args))
     node: Node | None = None
@@ -51,4 +54,7 @@ def run_node(
         if node is not None:
             node.destroy_node()
         rclpy.try_shutdown()
-    return 0
+    failure = getattr(node, "failure", None)
+    if failure is not None:
+        print(f"stopped: {failure}", file=sys.stderr, flush=True)
+    return 0 if failure is None else 1

@@ -1,0 +1,75 @@
+"""Checks joint trajectories before a simulated robot obeys them, as a real controller would."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from trajectory_msgs.msg import JointTrajectory
+
+from ego_world_model.embodiment import Embodiment
+from ego_world_model.ros.conversions import (
+    MessageError,
+    joint_trajectory_from_message,
+    nanoseconds,
+)
+
+_NOW = 0.02  # seconds; points closer than this are reached already
+
+
+def executable_trajectory(
+    message: JointTrajectory,
+    robot: Embodiment,
+    *,
+    now: int,
+    q: NDArray[np.float64],
+    max_speed: float,
+    topic: str,
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The part of a trajectory that lies ahead, from the present position on.
+
+    Args:
+        now: nanoseconds on the clock of ``header.stamp``; a zero stamp means "start now".
+        q: (nq,) rad now; joints that are not named keep it.
+        max_speed: rad/s that no joint may exceed, on the way to the first point too.
+
+    Returns:
+        times (T,) seconds from now with times[0] = 0, and q (T, nq) rad.
+
+    Raises:
+        MessageError: also for positions beyond the joint limits, and for a trajectory that is over.
+    """
+    times, positions = joint_trajectory_from_message(
+        message, robot.joint_names, hold=q, topic=topic
+    )
+    stamp = nanoseconds(message.header.stamp)
+    late = (now - stamp) * 1e-9 if stamp else 0.0
+    ahead = times - late > _NOW
+    if not ahead.any():
+        raise MessageError(
+            topic,
+            "header.stamp",
+            f"lies {late:.2f} s in the past, and all {len(times)} points with it",
+            "stamp with the robot's clock and send points that lie ahead (stamp 0 starts now)",
+        )
+    named = [name in set(message.joint_names) for name in robot.joint_names]
+    outside = ((positions < robot.lower - 1e-3) | (positions > robot.upper + 1e-3)) & named
+    if outside.any():
+        k, j = np.argwhere(outside)[0]
+        raise MessageError(
+            topic,
+            f"points[{k}].positions",
+            f"is {positions[k, j]:.3f} rad for joint {robot.joint_names[j]!r}",
+            f"its limits are {robot.lower[j]:.3f} to {robot.upper[j]:.3f} rad",
+        )
+    times = np.concatenate([[0.0], times[ahead] - late])
+    positions = np.vstack([q, positions[ahead]])
+    speed = np.abs(np.diff(positions, axis=0)) / np.maximum(np.diff(times), _NOW)[:, None]
+    if speed.max() > max_speed:
+        k, j = np.unravel_index(int(speed.argmax()), speed.shape)
+        raise MessageError(
+            topic,
+            f"points[{np.flatnonzero(ahead)[k]}].positions",
+            f"asks {speed[k, j]:.1f} rad/s of joint {robot.joint_names[j]!r}",
+            f"stay below {max_speed:.1f} rad/s, also from the present position to the first point",
+        )
+    return times, positions

@@ -1,0 +1,350 @@
+"""The simulated robot in real time: camera, depth, joint states, its own plan; obeys trajectories.
+
+Joint states come from the newest plan, on a timer that nothing else delays; pictures come from the
+simulation's own process (``simulation.remote``). Both follow the node's clock, so image and joint
+states of one stamp show one configuration.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections import deque
+
+import numpy as np
+from rclpy.node import Node
+from sensor_msgs.msg import CameraInfo, Image, JointState
+from std_msgs.msg import Header
+from trajectory_msgs.msg import JointTrajectory
+
+from ego_world_model.embodiment import load_embodiment
+from ego_world_model.ros.conversions import (
+    MessageError,
+    image_from_array,
+    info_from_camera,
+    joint_trajectory_to_message,
+    stamp_from_nanoseconds,
+)
+from ego_world_model.ros.diagnostics import ERROR, WARN, Diagnostics
+from ego_world_model.ros.joint_commands import executable_trajectory
+from ego_world_model.ros.parameters import declare
+from ego_world_model.ros.qos import advertise, subscribe, wanted
+from ego_world_model.ros.run import StartError, run_node
+from ego_world_model.ros.topics import (
+    CAMERA_INFO,
+    DEPTH,
+    IMAGE,
+    JOINT_STATES,
+    JOINT_TRAJECTORY,
+    PLANNED,
+)
+from ego_world_model.simulation import SPLITS, TASKS
+from ego_world_model.simulation.remote import Failure, Picture, Plan, RemoteTableTop
+
+OPTICAL_FRAME = "camera_color_optical_frame"
+REAL_TIME = 0.95  # below this share of the pictures due, the report warns
+_WINDOW = 10.0  # seconds over which that share is taken
+
+
+class RobotSimNode(Node):
+    """Publishes what a robot with a head camera publishes; see the module."""
+
+    def __init__(self) -> None:
+        super().__init__("robot_sim")
+        options = self._declare()
+        self._diagnostics = Diagnostics(self)
+        self._diagnostics.add_check(self._check)
+        self._lock = threading.Lock()
+        self._plan: Plan | None = None
+        self._epoch = 0  # nanoseconds of the node's clock at simulated time 0
+        self._last = 0.0
+        self._due: deque[tuple[float, bool]] = deque()
+        self.failure: str | None = None
+        self._advertise()
+        self._simulation = RemoteTableTop(
+            self._embodiment,
+            horizon=self._horizon,
+            resume_after=None if self._resume_after < 0 else self._resume_after,
+            options=options,
+            on_plan=self._on_plan,
+            on_picture=self._on_picture,
+            on_failure=self._on_failure,
+        )
+        self.get_logger().info("the simulation starts")
+
+    def _declare(self) -> dict[str, object]:
+        """Parameters; returns the options of ``TableTop``."""
+        self._embodiment = declare(
+            self,
+            "embodiment",
+            "g1_dex3",
+            "robot: a built-in name, or the path of an embodiment YAML with an MJCF model",
+            read_only=True,
+        )
+        options = {
+            "seed": declare(self, "seed", 0, "scene, tasks and motion", minimum=0, read_only=True),
+            "split": declare(
+                self,
+                "split",
+                "test",
+                "which objects, textures and seeds: those of training, or held-out ones",
+                choices=SPLITS,
+                read_only=True,
+            ),
+            "task": declare(
+                self,
+                "task",
+                "",
+                "do only this task; empty: one after the other",
+                choices=("", *TASKS),
+                read_only=True,
+            )
+            or None,
+            "width": declare(
+                self, "width", 640, "image width", minimum=32, maximum=1920, read_only=True
+            ),
+            "height": declare(
+                self, "height", 480, "image height", minimum=32, maximum=1080, read_only=True
+            ),
+        }
+        self._declare_timing()
+        try:
+            self._robot = load_embodiment(self._embodiment)
+        except (ValueError, OSError) as error:
+            raise StartError(f"parameter 'embodiment': {error}") from None
+        self._camera = self._robot.camera.resized(options["width"], options["height"])
+        return options
+
+    def _declare_timing(self) -> None:
+        self._camera_rate = declare(
+            self,
+            "camera_rate",
+            15.0,
+            "images per second",
+            minimum=0.5,
+            maximum=60.0,
+            read_only=True,
+        )
+        self._joint_rate = declare(
+            self,
+            "joint_rate",
+            125.0,
+            "joint states per second",
+            minimum=10.0,
+            maximum=500.0,
+            read_only=True,
+        )
+        self._plan_rate = declare(
+            self,
+            "plan_rate",
+            5.0,
+            "least plans per second",
+            minimum=0.2,
+            maximum=15.0,
+            read_only=True,
+        )
+        self._horizon = declare(
+            self,
+            "plan_horizon",
+            3.0,
+            "seconds that the published plan reaches ahead",
+            minimum=1.0,
+            maximum=3.5,
+            read_only=True,
+        )
+        self._resume_after = declare(
+            self,
+            "resume_after",
+            5.0,
+            "seconds behind the end of a followed trajectory at which the scripted tasks go on; "
+            "-1: never",
+            minimum=-1.0,
+            maximum=3600.0,
+            read_only=True,
+        )
+        self._max_speed = declare(
+            self,
+            "max_joint_speed",
+            10.0,
+            "rad/s; faster trajectories are refused",
+            minimum=0.1,
+            maximum=100.0,
+            read_only=True,
+        )
+
+    def _advertise(self) -> None:
+        self._images = advertise(self, Image, IMAGE)
+        self._infos = advertise(self, CameraInfo, CAMERA_INFO)
+        self._depths = advertise(self, Image, DEPTH)
+        self._joints = advertise(self, JointState, JOINT_STATES, depth=50)
+        self._plans = advertise(self, JointTrajectory, PLANNED, latched=True, depth=1)
+        self._joint_state = JointState(name=list(self._robot.joint_names))
+        self._commands = subscribe(
+            self, JointTrajectory, JOINT_TRAJECTORY, self._on_command, reliable=True
+        )
+        # Timers follow the node's clock: simulated time that stands still stops the robot.
+        self._timers_kept = [
+            self.create_timer(1.0 / self._joint_rate, self._publish_joints),
+            self.create_timer(1.0 / self._camera_rate, self._look),
+            self.create_timer(1.0 / self._plan_rate, self._publish_plan),
+        ]
+
+    # -------------------------------------------------------------------- time
+
+    def _now(self) -> tuple[int, float]:
+        """The node's clock in nanoseconds, and as simulated seconds (which never run back)."""
+        now = self.get_clock().now().nanoseconds
+        simulated = (now - self._epoch) * 1e-9
+        if simulated < self._last - 1e-3:  # the clock was set back: go on from where we are
+            self._epoch = now - round(self._last * 1e9)
+            simulated = self._last
+        self._last = max(self._last, simulated)
+        return now, self._last
+
+    def _header(self, simulated: float) -> Header:
+        stamp = stamp_from_nanoseconds(self._epoch + round(simulated * 1e9))
+        return Header(stamp=stamp, frame_id=OPTICAL_FRAME)
+
+    # --------------------------------------------------------------- publishing
+
+    def _publish_joints(self) -> None:
+        plan = self._plan
+        if plan is None:
+            return
+        now, simulated = self._now()
+        if not plan.covers(simulated):
+            return  # the report says that the simulation stalls
+        message = self._joint_state
+        message.header.stamp = stamp_from_nanoseconds(now)
+        message.position = plan.at(simulated).tolist()
+        self._joints.publish(message)
+        self._diagnostics.tick("joint states")
+
+    def _look(self) -> None:
+        """Asks for the next picture."""
+        if self._plan is None:
+            return
+        _, simulated = self._now()
+        taken = self._simulation.look(simulated, depth=wanted(self._depths))
+        moment = time.monotonic()
+        self._due.append((moment, taken))
+        while self._due[0][0] < moment - _WINDOW:
+            self._due.popleft()
+        if not taken:
+            self._diagnostics.count("pictures skipped")
+
+    def _publish_plan(self) -> None:
+        plan = self._plan
+        if plan is None:
+            return
+        _, simulated = self._now()
+        self._send_plan(plan, simulated)
+
+    def _send_plan(self, plan: Plan, simulated: float) -> None:
+        """What is left of the plan, stamped with the present."""
+        offset = simulated - plan.start
+        ahead = plan.times > offset + 1e-3
+        if not ahead.any():
+            return
+        times = np.concatenate([[0.0], plan.times[ahead] - offset])
+        q = np.vstack([plan.at(simulated), plan.q[ahead]])
+        header = self._header(simulated)
+        header.frame_id = ""
+        self._plans.publish(
+            joint_trajectory_to_message(times, q, self._robot.joint_names, header=header)
+        )
+
+    # --------------------------------------------------------------- simulation
+
+    def _on_plan(self, plan: Plan) -> None:
+        """A new plan (in the simulation's thread)."""
+        with self._lock:
+            first, previous = self._plan is None, self._plan
+            if first:
+                self._epoch = self.get_clock().now().nanoseconds
+            self._plan = plan
+        self._diagnostics.value("task", f"{plan.task}: {plan.instruction}")
+        if first:
+            self.get_logger().info(
+                f"the robot moves: {self._camera.width}x{self._camera.height} images at "
+                f"{self._camera_rate:g} Hz, joint states at {self._joint_rate:g} Hz"
+            )
+        if previous is None or plan.instruction != previous.instruction:
+            self._send_plan(plan, plan.start)
+
+    def _on_picture(self, picture: Picture) -> None:
+        """A finished picture (in the simulation's thread)."""
+        if not self.context.ok():
+            return
+        header = self._header(picture.time)
+        self._images.publish(image_from_array(picture.rgb, "rgb8", header=header))
+        self._infos.publish(info_from_camera(self._camera, header=header))
+        if picture.depth is not None:
+            self._depths.publish(image_from_array(picture.depth, "16UC1", header=header))
+        _, simulated = self._now()
+        self._diagnostics.tick("image")
+        self._diagnostics.latency("rendering", picture.render_seconds)
+        self._diagnostics.latency("image age when published", simulated - picture.time)
+
+    def _on_failure(self, failure: Failure) -> None:
+        """A robot without its simulation has nothing left to do: the process ends."""
+        self.failure = f"the simulation failed: {failure.text}"
+        self.context.try_shutdown()
+
+    def _on_command(self, message: JointTrajectory) -> None:
+        plan = self._plan
+        if plan is None:
+            self._diagnostics.warn("trajectories rejected", "the simulation is still starting")
+            return
+        now, simulated = self._now()
+        try:
+            times, q = executable_trajectory(
+                message,
+                self._robot,
+                now=now,
+                q=plan.at(simulated),
+                max_speed=self._max_speed,
+                topic=self.resolve_topic_name(JOINT_TRAJECTORY),
+            )
+        except MessageError as error:
+            self._diagnostics.warn("trajectories rejected", str(error))
+            return
+        self._diagnostics.count("trajectories followed")
+        self._simulation.follow(simulated, times, q)
+
+    # --------------------------------------------------------------- reporting
+
+    def real_time_factor(self) -> float | None:
+        """Share of the pictures due in the last seconds that were taken in time."""
+        due = list(self._due)
+        return sum(taken for _, taken in due) / len(due) if len(due) >= 5 else None
+
+    def _check(self) -> tuple[bytes, str] | None:
+        plan, factor = self._plan, self.real_time_factor()
+        if plan is None:
+            return WARN, "the simulation is starting"
+        if not plan.covers(self._last):
+            return ERROR, "the simulation stalls: its newest plan is over"
+        if factor is None:
+            return None
+        self._diagnostics.value("real-time factor", f"{factor:.3f}")
+        if factor < REAL_TIME:
+            return WARN, (
+                f"pictures come at {factor:.2f} of real time; lower camera_rate or the image size"
+            )
+        return None
+
+    def destroy_node(self) -> None:
+        """Ends the simulation before the publishers it uses."""
+        self._simulation.close()
+        super().destroy_node()
+
+
+def main(args: list[str] | None = None) -> int:
+    """Runs the node until it is interrupted."""
+    return run_node(RobotSimNode, args)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
