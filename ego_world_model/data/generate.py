@@ -108,8 +108,8 @@ def simulate_episode(plan: GenerationPlan, index: int, *, attempt: int = 0) -> E
                 depth.append(_millimetres(seen.depth, scale))
             state.append(np.array(sim.joint_positions))
             action.append(sim.plan(np.array([step]))[0])
-            if not tasks or tasks[-1][1] != sim.task:
-                tasks.append((k, sim.task))
+            if not tasks or tasks[-1][1:] != [sim.task_name, sim.task]:
+                tasks.append([k, sim.task_name, sim.task])
             sim.advance(step)
     finally:
         sim.close()
@@ -124,7 +124,7 @@ def simulate_episode(plan: GenerationPlan, index: int, *, attempt: int = 0) -> E
         slot_names=SLOT_NAMES + EXTRA_SLOTS,
         camera_pose=np.stack([kinematics.camera_pose(q, mount) for q in state]),
         camera=camera,
-        task=tasks[0][1],
+        task=tasks[0][2],
         embodiment=robot.name,
         joint_names=robot.joint_names,
         masks=np.stack(masks),
