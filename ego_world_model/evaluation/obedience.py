@@ -38,6 +38,10 @@ APART_PX = 10.0
 wrists; each is as far from the start."""
 
 
+class FuturesError(ValueError):
+    """A scene starts where the different futures asked for cannot be made."""
+
+
 @dataclass(frozen=True)
 class FutureResult:
     """One imagined future.
@@ -85,8 +89,8 @@ def measure_obedience(
         start = _Start(robot, seed, config.width, config.height)
         try:
             plans = different_futures(kinematics, start, times, futures)
-        except UnreachableError:
-            continue  # hands of this scene start where no five different futures can be seen
+        except FuturesError:
+            continue
         found += 1
         yield from _scene_results(model, estimator, kinematics, start, plans, times, steps)
         if found == scenes:
@@ -185,13 +189,16 @@ def different_futures(
     speed profile of a human reach (minimum jerk).
 
     Raises:
-        UnreachableError: if too few random futures can be reached, seen and told apart.
+        FuturesError: if a wrist is not in view at the start, or too few random futures can be
+            reached, seen and told apart.
     """
     rng = np.random.default_rng(start.seed)
     begin = kinematics.hand_state(start.q, start.camera_pose)
     up = kinematics.camera_pose(start.q, start.camera_pose)[2, :3]  # in camera coordinates
     scale = 128 / start.camera.width
     ends = [scale * start.camera.project(begin.translation)]
+    if not start.camera.contains(ends[0] / scale).all():
+        raise FuturesError(f"scene {start.seed} starts with a wrist out of view")
     goals: list[NDArray[np.float64]] = []
     for _ in range(60 * count):
         if len(goals) == count:
@@ -216,7 +223,7 @@ def different_futures(
             continue
         ends.append(scale * pixels)
     if len(goals) < count:
-        raise UnreachableError(f"only {len(goals)} different futures from scene {start.seed}")
+        raise FuturesError(f"only {len(goals)} different futures from scene {start.seed}")
     phase = times / times[-1]
     profile = phase**3 * (10 - 15 * phase + 6 * phase**2)
     return start.q + profile[:, None] * (np.stack(goals)[:, None] - start.q)
