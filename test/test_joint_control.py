@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hand_shapes import look_from, open_hand
+from hand_shapes import look_from, open_dex3_hand, open_hand
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -72,6 +72,20 @@ def test_open_hand_is_fully_visible(grid: str, tilt: int) -> None:
     seen = control(temporal_stride=1)(joints, intrinsics(grid), latent(grid), valid).visibility
     assert seen[0, :21].min() > 0.9
     assert (seen[0, 21:] == 0).all()
+
+
+@pytest.mark.parametrize("grid", GRIDS)
+@pytest.mark.parametrize("turn", [-30, 30])
+def test_open_robot_hand_is_fully_visible_and_hides_a_hand_behind(grid: str, turn: int) -> None:
+    """A G1's Dex3 hand, turned so far that its thumb does not point along the line of sight."""
+    robot_joints, robot_valid = open_dex3_hand(turn)
+    joints, valid = moving_hand(1)
+    joints[0, 0, :21] = robot_joints + torch.tensor([0.0, 0.0, 0.45])
+    joints[0, 0, 21:] = joints[0, 0, :21] * (0.55 / 0.45)
+    valid[0, 0, :21] = valid[0, 0, 21:] = robot_valid
+    seen = control(temporal_stride=1)(joints, intrinsics(grid), latent(grid), valid).visibility[0]
+    assert seen[:21][robot_valid].min() > 0.9
+    assert seen[21:].max() < 0.1
 
 
 @pytest.mark.parametrize("grid", GRIDS)

@@ -63,7 +63,7 @@ class ControlConfig:
 
     occlusion: Occlusion = "soft"
     finger_radius: float = 0.011
-    hand_radius: float = 0.022
+    hand_radius: float = 0.025
     occlusion_margin: float = 0.035
     occlusion_softness: float = 0.005
     motion_radius: float = 0.018
