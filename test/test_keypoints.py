@@ -108,3 +108,17 @@ def test_a_missing_or_unfitting_checkpoint_is_explained(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match="do not fit"):
         KeypointEstimator.from_pretrained(tmp_path)
+
+
+def test_without_depth_a_finger_in_front_hides_a_joint():
+    """Datasets without depth images judge visibility from the hand's own bones."""
+    camera = synthetic_scenes.CAMERA
+    pixels = np.array([(60, 80), (60, 50), (60, 20), (60, 35), (90, 35)], np.float64)
+    slots = [0, 5, 8, 9, 12]  # wrist; index MCP and tip in a line; middle MCP behind it, tip aside
+    positions = np.zeros((1, 42, 3), np.float32)
+    positions[0, slots] = camera.unproject(pixels, np.array([0.5, 0.5, 0.5, 0.56, 0.56]))
+    valid = np.zeros((1, 42), bool)
+    valid[0, slots] = True
+    masks = np.ones((1, 96, 128), np.uint8)
+    visible = visible_joints(positions, valid, masks, camera)[1]
+    assert np.flatnonzero(visible[0]).tolist() == [0, 5, 8, 12]

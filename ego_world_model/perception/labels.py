@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ego_world_model.camera import PinholeCamera
 from ego_world_model.data.schema import HAND_CLASSES, MASK_CLASSES
-from ego_world_model.hands import NUM_SLOTS, SLOTS_PER_HAND
+from ego_world_model.hands import NUM_SLOTS, SLOTS_PER_HAND, bones
 
 CLASS_NAMES: tuple[str, ...] = ("background", "left_hand", "right_hand", "arms", "objects")
 """The estimator's classes, in order of their number."""
@@ -23,9 +23,15 @@ _CLASS_OF_MASK = np.array(
     [CLASS_NAMES.index(_MERGED.get(name, name)) for name in MASK_CLASSES], dtype=np.uint8
 )
 
+FINGER_RADIUS, PALM_RADIUS = 0.012, 0.022
+"""Metres: half the thickness of a finger, and of the palm around the lines wrist to knuckles."""
+
+IN_FRONT = 0.03
+"""Metres by which a bone must be nearer than a joint to hide it."""
+
 _ARM_CLASSES = (MASK_CLASSES.index("left_arm"), MASK_CLASSES.index("right_arm"))
 
-VISIBLE_DEPTH_MARGIN = 0.045
+VISIBLE_DEPTH_MARGIN = 0.055
 """Metres that a joint's centre may lie behind the surface seen at its pixel and still be visible:
 joints sit inside their links, the palm's deepest."""
 
@@ -54,8 +60,9 @@ def visible_joints(
 ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
     """Pixels of the hand joints of T frames, and whether each can be seen in its frame.
 
-    A joint is visible if it is valid, projects into the image onto its own hand or arm and, where
-    depth is given, lies no more than ``VISIBLE_DEPTH_MARGIN`` behind the surface seen there.
+    A joint is visible if it is valid, projects into the image onto its own hand or arm, and is not
+    behind another part of it: with depth, it lies no more than ``VISIBLE_DEPTH_MARGIN`` behind the
+    surface seen there; without, no finger or palm passes in front of it (see ``_behind_bones``).
 
     Args:
         positions: (T, J, 3) metres in the camera of each frame; slots beyond the 42 are ignored.
@@ -85,7 +92,36 @@ def visible_joints(
     visible = inside & (
         (seen == np.where(left, *HAND_CLASSES)) | (seen == np.where(left, *_ARM_CLASSES))
     )
-    if depth is not None:
+    if depth is None:
+        visible &= ~_behind_bones(positions, pixels, valid, camera)
+    else:
         surface = np.asarray(depth)[frame, v, u].astype(np.float64) / 1000.0
         visible &= (surface == 0) | (positions[..., 2] - surface <= VISIBLE_DEPTH_MARGIN)
     return pixels.astype(np.float32), visible
+
+
+def _behind_bones(
+    positions: NDArray[np.float64],
+    pixels: NDArray[np.float64],
+    valid: NDArray[np.bool_],
+    camera: PinholeCamera,
+) -> NDArray[np.bool_]:
+    """(T, J) whether a thick line between two other joints covers each joint.
+
+    Args:
+        positions: (T, J, 3) metres. pixels: (T, J, 2). valid: (T, J).
+    """
+    hidden = np.zeros(valid.shape, bool)
+    depth = positions[..., 2]
+    for a, b in bones(valid.any(axis=0)):
+        palm = a % SLOTS_PER_HAND == 0
+        start, along = pixels[:, a, None], (pixels[:, b] - pixels[:, a])[:, None]  # (T, 1, 2)
+        length = np.maximum((along**2).sum(-1), 1e-9)
+        share = (((pixels - start) * along).sum(-1) / length).clip(0, 1)  # (T, J)
+        away = np.linalg.norm(pixels - start - share[..., None] * along, axis=-1)
+        nearer = (1 - share) * depth[:, a, None] + share * depth[:, b, None]
+        radius = (PALM_RADIUS if palm else FINGER_RADIUS) * camera.fx / np.maximum(nearer, 1e-3)
+        covers = (away < radius) & (depth - nearer > IN_FRONT) & (nearer > 0)
+        covers[:, [a, b]] = False
+        hidden |= covers & (valid[:, a] & valid[:, b])[:, None]
+    return hidden
