@@ -7,6 +7,7 @@ answers "what if" for given motions and goes before the continuous rollouts.
 
 from __future__ import annotations
 
+import gc
 import sys
 import time
 from functools import partial
@@ -55,17 +56,9 @@ class WorldModelNode(LifecycleNode):
             robot = load_embodiment(self._settings.embodiment)
         except (ValueError, OSError) as error:
             raise StartError(f"parameter 'embodiment': {error}") from None
-        self._inputs = RolloutInputs(
-            self,
-            self._diagnostics,
-            motion_source=self._settings.motion_source,
-            kinematics=HandKinematics(robot),
-            camera=declare_camera_mount(self, robot),
-            max_staleness=self._settings.max_staleness,
-            joint_tolerance=self._settings.joint_tolerance,
-            silence_timeout=self._settings.silence_timeout,
-            on_image=self._thread.wake,
-        )
+        self._kinematics = HandKinematics(robot)
+        self._mount = declare_camera_mount(self, robot)
+        self._inputs: RolloutInputs | None = None
         self._diagnostics.value("checkpoint", self._settings.checkpoint)
         self._diagnostics.value("state", "unconfigured")
 
@@ -93,8 +86,13 @@ class WorldModelNode(LifecycleNode):
             self.get_logger().fatal(self._refusal)
             self._diagnostics.problem("checkpoint failed", self._refusal, level=ERROR)
             return TransitionCallbackReturn.FAILURE
+        # A million objects of torch live as long as the process: left in the collector's sight,
+        # each full collection would hold up the callbacks, and the exit, for a second or two.
+        gc.collect()
+        gc.freeze()
         config = model.config
         self._model = model
+        self._inputs = self._inputs or self._subscribe()
         self._inputs.expect(model_slots(model), config.horizon)
         self._publisher = RolloutPublisher(
             self,
@@ -148,6 +146,20 @@ class WorldModelNode(LifecycleNode):
         self._release()
         super().destroy_node()
 
+    def _subscribe(self) -> RolloutInputs:
+        """Inputs are read from the first configuration on: what is missing is said from then."""
+        return RolloutInputs(
+            self,
+            self._diagnostics,
+            motion_source=self._settings.motion_source,
+            kinematics=self._kinematics,
+            camera=self._mount,
+            max_staleness=self._settings.max_staleness,
+            joint_tolerance=self._settings.joint_tolerance,
+            silence_timeout=self._settings.silence_timeout,
+            on_image=self._thread.wake,
+        )
+
     def _set_active(self, active: bool) -> None:
         self._active = active
         self._next_start = 0.0
@@ -170,17 +182,17 @@ class WorldModelNode(LifecycleNode):
 
     def _rollout(self) -> None:
         """In the model's thread, whenever a frame came and no goal waits: at most one rollout."""
-        model, publisher = self._model, self._publisher
-        if not self._active or model is None or publisher is None:
+        model, publisher, inputs = self._model, self._publisher, self._inputs
+        if not self._active or model is None or publisher is None or inputs is None:
             return
         if time.monotonic() < self._next_start:
             return
         if self._settings.only_when_subscribed and not publisher.wanted:
             return
         started = time.monotonic()
-        frames_before = self._inputs.frames.received
+        frames_before = inputs.frames.received
         try:
-            assembled = self._inputs.assemble(self._now())
+            assembled = inputs.assemble(self._now())
             self._next_start = started + (self._period(model))
             self._imagine(model, publisher, assembled, started)
         except MissingInput as error:
@@ -191,7 +203,7 @@ class WorldModelNode(LifecycleNode):
             self._next_start = 0.0
             self._diagnostics.count("rollouts given up for a goal or shutdown")
         else:
-            skipped = self._inputs.frames.received - frames_before
+            skipped = inputs.frames.received - frames_before
             self._diagnostics.count("frames skipped while computing", skipped)
 
     def _imagine(
