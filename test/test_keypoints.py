@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 import synthetic_scenes
 import torch
+import yaml
 
+from ego_world_model.data import DatasetWriter
 from ego_world_model.perception import (
     CLASS_NAMES,
     EstimatorConfig,
@@ -16,7 +18,7 @@ from ego_world_model.perception import (
 )
 from ego_world_model.perception.estimator import STRIDE, cell_centres, decode_keypoints
 from ego_world_model.perception.frames import LabelledFrames, mirrored
-from ego_world_model.training.keypoints import estimator_loss, measure
+from ego_world_model.training.keypoints import estimator_loss, measure, train_keypoints
 
 CONFIG = EstimatorConfig(synthetic_scenes.SLOTS, channels=(32, 48, 64))
 
@@ -122,3 +124,31 @@ def test_without_depth_a_finger_in_front_hides_a_joint():
     masks = np.ones((1, 96, 128), np.uint8)
     visible = visible_joints(positions, valid, masks, camera)[1]
     assert np.flatnonzero(visible[0]).tolist() == [0, 5, 8, 12]
+
+
+def test_a_run_is_described_by_a_file_and_leaves_a_checkpoint(tmp_path):
+    first = synthetic_scenes.episode(0, frames=8)
+    with DatasetWriter(
+        tmp_path / "data",
+        embodiment=first.embodiment,
+        fps=first.fps,
+        camera=first.camera,
+        joint_names=first.joint_names,
+        slot_names=first.slot_names,
+        image_storage="image",
+        depth=False,
+    ) as writer:
+        for seed in range(3):
+            writer.write(synthetic_scenes.episode(seed, frames=8))
+    config = tmp_path / "run.yaml"
+    settings = {"data": str(tmp_path / "data"), "output": str(tmp_path / "out"), "steps": 2}
+    config.write_text(yaml.safe_dump({**settings, "batch_size": 4, "validation_episodes": 1}))
+    report = train_keypoints(config)
+    assert set(report) >= {"keypoint_error_px", "hand_iou", "objects_iou"}
+    estimator = KeypointEstimator.from_pretrained(tmp_path / "out")
+    assert set(estimator.config.slots) == set(synthetic_scenes.SLOTS)
+    assert (tmp_path / "out" / "README.md").read_text().startswith("# Keypoint")
+
+    config.write_text(yaml.safe_dump({**settings, "batchsize": 4}))
+    with pytest.raises(ValueError, match="batchsize"):
+        train_keypoints(config)

@@ -11,7 +11,6 @@ import json
 import time
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Annotated
 
 import numpy as np
 import torch
@@ -243,10 +242,10 @@ class KeypointTrainer:
         )
 
 
-def keypoints(
-    config: Annotated[Path, typer.Argument(help="YAML file with the fields of KeypointTraining.")],
-) -> None:
-    """Train the keypoint and segmentation estimator that measures imagined frames."""
+def train_keypoints(config: Path) -> dict[str, float]:
+    """Run the training that a YAML file describes; returns the last measurement."""
     if not config.is_file():
-        raise FileNotFoundError(f"no training config {config}; see config/training/keypoints.yaml")
-    KeypointTrainer(KeypointTraining.from_yaml(config)).train()
+        raise FileNotFoundError(
+            f"no training config {config}; config/training/keypoints.yaml is an example"
+        )
+    return KeypointTrainer(KeypointTraining.from_yaml(config)).train()
