@@ -33,7 +33,7 @@ class HandKinematics:
         self.model = build_pinocchio_model(robot.model_path)
         self._slot_frame: dict[str, int] = {}
         for slot, source in robot.slots.items():
-            link = self.model.getFrameId(source.link)
+            link = self.model.getFrameId(source.link, pin.FrameType.BODY)
             frame = self.model.frames[link]
             if any(source.offset):
                 offset = pin.SE3(np.eye(3), np.array(source.offset))
@@ -240,7 +240,7 @@ class HandKinematics:
     # ---------------------------------------------------------------- internals
 
     def _frame(self, link: str) -> int:
-        index = self.model.getFrameId(link)
+        index = self.model.getFrameId(link, pin.FrameType.BODY)
         if index >= self.model.nframes:
             raise ValueError(f"embodiment {self.robot.name!r} has no link {link!r}")
         return index

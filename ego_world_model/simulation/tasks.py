@@ -18,12 +18,13 @@ from ego_world_model.embodiment import Embodiment
 from ego_world_model.hands import SLOT_NAMES, SLOTS_PER_HAND
 from ego_world_model.kinematics import ArmSolver, HandKinematics, UnreachableError
 from ego_world_model.simulation.motion import JointPlan, Track, pad_to_common_end
-from ego_world_model.simulation.objects_motion import ObjectState
+from ego_world_model.simulation.objects_motion import ObjectMotion, ObjectState
 from ego_world_model.simulation.scene import Scene
 
 SIDES = ("left", "right")
 _ATTEMPTS = 30
 _TABLE_CLEARANCE = {"wrist": 0.045, "finger": 0.014}  # metres from a joint's centre to the table
+_TRIAL_STEP = 0.04  # seconds between the states at which a grasp is tried out
 _HANDS_APART = 0.048  # metres between joint centres of the two hands
 _TASK_WEIGHTS = {
     "reach": 0.14,
@@ -53,6 +54,7 @@ class TaskPlanner:
         self._robot, self._scene, self._rng = robot, scene, rng
         self._fk = HandKinematics(robot)
         self._solver = ArmSolver(self._fk)
+        self._motion = ObjectMotion(robot, self._fk, scene)
         filled = [name for name in SLOT_NAMES if name in robot.slots]
         self._filled = filled
         self._is_left = np.array([SLOT_NAMES.index(n) < SLOTS_PER_HAND for n in filled])
@@ -87,7 +89,7 @@ class TaskPlanner:
                     planned = self._builders[name](q, objects)
                 except UnreachableError:
                     continue
-                if self._is_clear(planned):
+                if self._is_clear(planned) and self._succeeds(planned, objects):
                     return planned
         rest = self._start(q, 1.0)
         for track in rest.values():
@@ -431,6 +433,18 @@ class TaskPlanner:
         duration = planned.plan.duration
         q = planned.plan.at(np.linspace(0.0, duration, max(2, int(duration * 20))))
         return self._is_clear_q(q)
+
+    def _succeeds(self, planned: TaskPlan, objects: ObjectState) -> bool:
+        """Whether a task that means to carry an object really takes hold of it: an object may be
+        pushed away before the hand closes."""
+        if planned.task not in ("grasp", "bimanual"):
+            return True
+        target = [item.name in planned.instruction for item in self._scene.objects].index(True)
+        for q in planned.plan.at(np.arange(0.0, planned.plan.duration, _TRIAL_STEP)):
+            objects = self._motion.step(objects, q, _TRIAL_STEP)
+            if objects.holder[target] >= 0:
+                return True
+        return False
 
     def _is_clear_q(self, q: NDArray) -> bool:
         points = self._fk.slot_positions(q, self._filled)  # (N, S, 3)
