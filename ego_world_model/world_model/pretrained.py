@@ -1,0 +1,108 @@
+"""Parts built on a published diffusers model: load the base, widen its input, add LoRA.
+
+A checkpoint of ours then stores only what was trained (LoRA and the widened input layer) and names
+the folder of the base; ``stored_state`` and ``load_stored_state`` are how the checkpoint asks.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ego_world_model.world_model.checkpoint import CheckpointError
+
+LORA_NAME = "joints"
+
+
+def load_base(model_class: Any, base: str | Path, part: str, dtype: str | None = None) -> nn.Module:
+    """A diffusers or transformers model from the sub-folder ``part`` of the folder ``base``.
+
+    Args:
+        dtype: name of a torch dtype, e.g. "bfloat16"; None: float32.
+
+    Raises:
+        CheckpointError: naming the folder, if it is missing or does not hold that model.
+    """
+    folder = Path(base) / part
+    if not (folder / "config.json").is_file():
+        raise CheckpointError(
+            f"base model part {folder} is missing (no config.json there); the checkpoint's base "
+            "must be a diffusers folder, e.g. of Wan 2.1 I2V, with transformer/, vae/, scheduler/"
+        )
+    kind = getattr(torch, dtype or "float32", None)
+    if not isinstance(kind, torch.dtype):
+        raise CheckpointError(f"dtype {dtype!r} is not a torch dtype, e.g. 'bfloat16'")
+    try:
+        return model_class.from_pretrained(folder, torch_dtype=kind, local_files_only=True)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise CheckpointError(
+            f"{folder} is not a usable {model_class.__name__}: {error}"
+        ) from error
+
+
+def widen_input(conv: nn.Conv2d | nn.Conv3d, channels: int) -> nn.Conv2d | nn.Conv3d:
+    """The same convolution reading ``channels`` inputs; the new ones start at zero weight."""
+    extra = channels - conv.in_channels
+    if extra < 0:
+        raise CheckpointError(
+            f"the base reads {conv.in_channels} input channels, more than the {channels} of noise, "
+            "condition and geometry; is it the image-to-video variant?"
+        )
+    if extra == 0:
+        return conv
+    wide = type(conv)(
+        channels,
+        conv.out_channels,
+        conv.kernel_size,
+        stride=conv.stride,
+        padding=conv.padding,
+        bias=conv.bias is not None,
+    ).to(conv.weight)
+    with torch.no_grad():
+        wide.weight.zero_()
+        wide.weight[:, : conv.in_channels] = conv.weight
+        if conv.bias is not None:
+            wide.bias.copy_(conv.bias)
+    return wide
+
+
+def add_lora(model: nn.Module, targets: list[str], rank: int, alpha: float | None = None) -> None:
+    """Add LoRA layers to the linear layers whose names end in ``targets``; they start at zero."""
+    from peft import LoraConfig
+
+    config = LoraConfig(r=rank, lora_alpha=alpha or rank, target_modules=targets)
+    model.add_adapter(config, adapter_name=LORA_NAME)
+
+
+class PretrainedPart(nn.Module):
+    """A part whose weights come from a base folder, all but what was trained on top.
+
+    Attributes:
+        base: the folder, or None for a part made from its settings, which stores everything.
+        trained: prefixes of the state-dict keys that were trained besides the LoRA layers.
+    """
+
+    base: str | None = None
+    trained: tuple[str, ...] = ()
+
+    def stored_state(self) -> dict[str, Tensor]:
+        """What belongs into our checkpoint; empty when the base holds all."""
+        state = self.state_dict()
+        if self.base is None:
+            return state
+        return {k: v for k, v in state.items() if ".lora_" in k or k.startswith(self.trained)}
+
+    def load_stored_state(self, tensors: dict[str, Tensor]) -> None:
+        """Read back ``stored_state``.
+
+        Raises:
+            RuntimeError: naming the keys that are missing, unexpected or of another shape.
+        """
+        expected = set(self.stored_state())
+        missing, surplus = sorted(expected - set(tensors)), sorted(set(tensors) - expected)
+        if missing or surplus:
+            raise RuntimeError(f"missing tensors {missing[:8]}, unexpected tensors {surplus[:8]}")
+        self.load_state_dict(tensors, strict=False)
