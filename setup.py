@@ -18,6 +18,13 @@ def requirements(name):
     return [line.strip() for line in lines if line.strip() and not line.startswith("#")]
 
 
+def shared_files(*folders):
+    """(destination, files) pairs that keep the folders' structure below share/."""
+    files = [path for folder in folders for path in (ROOT / folder).rglob("*") if path.is_file()]
+    kept = [path.relative_to(ROOT) for path in sorted(files) if "__pycache__" not in path.parts]
+    return [(f"share/{NAME}/{path.parent}", [str(path)]) for path in kept]
+
+
 version = re.search(r"<version>(.+)</version>", (ROOT / "package.xml").read_text()).group(1)
 readme = ROOT / "README.md"
 
@@ -32,10 +39,7 @@ setup(
     package_data={
         NAME: ["**/*.xml", "**/*.yaml", "**/*.json", "**/*.safetensors", "**/*.npz", "**/*.md"]
     },
-    data_files=[
-        (f"share/{NAME}/config", [str(p.relative_to(ROOT)) for p in ROOT.glob("config/*")]),
-        (f"share/{NAME}/launch", [str(p.relative_to(ROOT)) for p in ROOT.glob("launch/*.py")]),
-    ],
+    data_files=shared_files("config", "launch"),
     python_requires=">=3.10,<3.14",
     install_requires=requirements("library"),
     extras_require={"test": requirements("test")},
