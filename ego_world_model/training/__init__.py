@@ -1,0 +1,1 @@
+"""Training the world model's parts; see ``ego-world-model train --help``."""

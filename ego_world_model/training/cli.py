@@ -1,0 +1,123 @@
+"""``ego-world-model train``: the autoencoder, the world model, or both in a row."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+app = typer.Typer(no_args_is_help=True, help="Train the world model's parts.")
+
+ConfigFile = Annotated[Path, typer.Argument(help="Training YAML, see config/training/.")]
+Run = Annotated[Path, typer.Option(help="Folder of the run; an unfinished run is resumed.")]
+Data = Annotated[Optional[Path], typer.Option(help="Training dataset instead of the YAML's.")]  # noqa: UP045
+HeldOut = Annotated[
+    Optional[Path], typer.Option(help="Validation dataset instead of the YAML's.")  # noqa: UP045
+]
+Minutes = Annotated[
+    Optional[float], typer.Option(help="Minutes of training instead of the YAML's.")  # noqa: UP045
+]
+Cache = Annotated[
+    Optional[Path], typer.Option(help="Where unpacked frames are kept (default: in the run).")  # noqa: UP045
+]
+
+
+def _prepare() -> None:
+    # Spinning OpenMP threads starve whatever else shares the cores; must be set before torch loads.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
+def _overrides(data: Path | None, held_out: Path | None, minutes: float | None) -> dict:
+    return {
+        "data": {
+            "train": data and str(data),
+            "validation": held_out and str(held_out),
+        },
+        "loop": {"deadline_minutes": minutes},
+    }
+
+
+@app.command("autoencoder")
+def autoencoder(
+    config: ConfigFile,
+    run: Run = Path("runs/autoencoder"),
+    data: Data = None,
+    validation_data: HeldOut = None,
+    deadline_minutes: Minutes = None,
+    cache: Cache = None,
+) -> None:
+    """Train the per-frame autoencoder."""
+    _prepare()
+    from ego_world_model.training.config import AutoencoderTraining, load
+    from ego_world_model.training.runs import train_autoencoder
+
+    overrides = _overrides(data, validation_data, deadline_minutes)
+    train_autoencoder(load(AutoencoderTraining, config, overrides), run, cache=cache, report=_say)
+
+
+@app.command("world-model")
+def world_model(
+    config: ConfigFile,
+    autoencoder: Annotated[Path, typer.Option(help="Run folder of the trained autoencoder.")],
+    run: Run = Path("runs/world_model"),
+    data: Data = None,
+    validation_data: HeldOut = None,
+    deadline_minutes: Minutes = None,
+    cache: Cache = None,
+) -> None:
+    """Train joint control and backbone on a trained autoencoder."""
+    _prepare()
+    from ego_world_model.training.config import WorldModelTraining, load
+    from ego_world_model.training.runs import train_world_model
+
+    overrides = _overrides(data, validation_data, deadline_minutes)
+    settings = load(WorldModelTraining, config, overrides)
+    checkpoint = train_world_model(settings, autoencoder, run, cache=cache, report=_say)
+    typer.echo(f"checkpoint: {checkpoint}")
+
+
+@app.command("tiny")
+def tiny(
+    data: Annotated[Path, typer.Option(help="Training dataset.")],
+    validation_data: Annotated[Path, typer.Option(help="Validation dataset.")],
+    run: Run = Path("runs/tiny"),
+    configs: Annotated[Path, typer.Option(help="Folder of the tiny_*.yaml files.")] = Path(
+        "config/training"
+    ),
+    autoencoder_minutes: Minutes = None,
+    world_model_minutes: Minutes = None,
+) -> None:
+    """Retrain the shipped model: autoencoder, then world model."""
+    cache = run / "cache"
+    autoencoder(
+        configs / "tiny_autoencoder.yaml",
+        run / "autoencoder",
+        data,
+        validation_data,
+        autoencoder_minutes,
+        cache,
+    )
+    world_model(
+        configs / "tiny_world_model.yaml",
+        run / "autoencoder",
+        run / "world_model",
+        data,
+        validation_data,
+        world_model_minutes,
+        cache,
+    )
+
+
+@app.command("keypoints")
+def keypoints(config: ConfigFile) -> None:
+    """Train the keypoint and segmentation estimator that measures imagined frames."""
+    _prepare()
+    from ego_world_model.training.keypoints import train_keypoints
+
+    train_keypoints(config)
+
+
+def _say(line: str) -> None:
+    typer.echo(line)

@@ -1,0 +1,289 @@
+"""Training clips: episodes decoded once into memory-mapped arrays, sampled and augmented in RAM.
+
+Decoding video costs more than a training step of a small model, so a dataset is unpacked once per
+run into raw arrays (a few kilobytes per frame at 128x96); sampling a batch is then an index.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from ego_world_model.camera import PinholeCamera
+from ego_world_model.hands import EXTRA_SLOTS, NUM_SLOTS, SLOT_NAMES, random_joint_mask
+
+MASK_PAIRS = ((1, 2), (3, 4))
+"""Mask classes that trade places when an image is mirrored: hands, arms."""
+
+
+@dataclass(frozen=True)
+class ClipBatch:
+    """B clips of T frames; frame 0 is the reference.
+
+    Attributes:
+        video: (B, T, 3, H, W) float in [-1, 1].
+        masks: (B, T, H, W) uint8 classes (0 background, 1/2 left/right hand, 3/4 arms, 5 the
+            manipulated object, 6 other objects).
+        joints: (B, T, J, 3) metres in the camera of each frame.
+        valid: (B, T, J) bool.
+        intrinsics: (B, 3, 3) pixels.
+    """
+
+    video: Tensor
+    masks: Tensor
+    joints: Tensor
+    valid: Tensor
+    intrinsics: Tensor
+
+    @property
+    def reference(self) -> Tensor:
+        """(B, 3, H, W)."""
+        return self.video[:, 0]
+
+
+class ClipCache:
+    """Raw arrays of a dataset under one folder; see ``build`` and ``open``.
+
+    Attributes:
+        images (N, H, W, 3) uint8, masks (N, H, W) uint8, positions (N, J, 3) float32,
+        valid (N, J) bool: all frames of all episodes, one after another.
+        intrinsics: (E, 3, 3) of each episode.
+        first: (E+1,) first frame of each episode.
+        fps: frames per second.
+    """
+
+    ARRAYS = ("images", "masks", "positions", "valid", "intrinsics", "first")
+
+    def __init__(self, folder: Path) -> None:
+        info = json.loads((folder / "cache.json").read_text())
+        self.fps = float(info["fps"])
+        self.images, self.masks, self.positions, self.valid, self.intrinsics, self.first = (
+            np.load(folder / f"{name}.npy", mmap_mode="r") for name in self.ARRAYS
+        )
+
+    def __len__(self) -> int:
+        """Number of episodes."""
+        return len(self.first) - 1
+
+    @classmethod
+    def build(
+        cls,
+        episodes: Sequence[Any],
+        folder: Path,
+        *,
+        width: int,
+        height: int,
+        extra_slots: Sequence[str] = (),
+        report: Any = None,
+    ) -> ClipCache:
+        """Unpack ``episodes`` (data.Episode each) at one resolution; reuses a finished cache.
+
+        Args:
+            episodes: anything with ``len`` and indexing that yields ``data.Episode``.
+            extra_slots: slots after the 42 that the model uses; absent ones become invalid.
+            report: called with (episode number, episode count) after each episode.
+
+        Raises:
+            ValueError: if an episode has no masks, or frame rates differ.
+        """
+        key = {
+            "episodes": len(episodes),
+            "width": width,
+            "height": height,
+            "extra_slots": list(extra_slots),
+        }
+        info = folder / "cache.json"
+        if info.exists() and {k: json.loads(info.read_text()).get(k) for k in key} == key:
+            return cls(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        info.unlink(missing_ok=True)
+        parts: list[list[NDArray[Any]]] = [[] for _ in range(4)]
+        intrinsics, lengths, rates = [], [], set()
+        for number in range(len(episodes)):
+            episode = episodes[number]
+            arrays, camera = _unpack(episode, width, height, extra_slots, number)
+            for part, array in zip(parts, arrays, strict=True):
+                part.append(array)
+            intrinsics.append(camera)
+            lengths.append(len(arrays[0]))
+            rates.add(float(episode.fps))
+            if report is not None:
+                report(number + 1, len(episodes))
+        if len(rates) != 1:
+            raise ValueError(f"episodes must share one frame rate, got {sorted(rates)} fps")
+        for name, part in zip(cls.ARRAYS[:4], parts, strict=True):
+            np.save(folder / f"{name}.npy", np.concatenate(part))
+            part.clear()
+        np.save(folder / "intrinsics.npy", np.stack(intrinsics).astype(np.float32))
+        np.save(folder / "first.npy", np.concatenate([[0], np.cumsum(lengths)]))
+        info.write_text(json.dumps(key | {"fps": rates.pop()}))
+        return cls(folder)
+
+
+def _unpack(
+    episode: Any, width: int, height: int, extra_slots: Sequence[str], number: int
+) -> tuple[tuple[NDArray[Any], ...], NDArray[np.float64]]:
+    """Images, masks, positions and valid of one episode at the model's size, and its K."""
+    if episode.masks is None:
+        raise ValueError(
+            f"episode {number} has no segmentation masks; training weighs hands and objects by "
+            "them, so record with masks (ego-world-model simulate does)"
+        )
+    images, masks = np.asarray(episode.images), np.asarray(episode.masks)
+    camera: PinholeCamera = episode.camera
+    if images.shape[1:3] != (height, width):
+        small = F.interpolate(
+            torch.from_numpy(images).permute(0, 3, 1, 2).float(), (height, width), mode="area"
+        )
+        images = small.round().byte().permute(0, 2, 3, 1).numpy()
+        grid = torch.from_numpy(masks)[:, None].float()
+        masks = F.interpolate(grid, (height, width), mode="nearest-exact")[:, 0].byte().numpy()
+        camera = camera.resized(width, height)
+    positions, valid = select_slots(
+        episode.hand_positions, episode.hand_valid, episode.slot_names, extra_slots
+    )
+    return (images, masks, positions, valid), camera.matrix
+
+
+def select_slots(
+    positions: NDArray[np.float32],
+    valid: NDArray[np.bool_],
+    names: Sequence[str],
+    extra_slots: Sequence[str],
+) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """(T, J, 3) and (T, J) rearranged to the 42 slots plus ``extra_slots``; absent ones invalid."""
+    wanted = (*SLOT_NAMES, *extra_slots)
+    column = {name: i for i, name in enumerate(names)}
+    out = np.zeros((len(positions), len(wanted), 3), np.float32)
+    ok = np.zeros(out.shape[:2], bool)
+    for slot, name in enumerate(wanted):
+        if name in column:
+            out[:, slot], ok[:, slot] = positions[:, column[name]], valid[:, column[name]]
+    return out, ok
+
+
+@dataclass(frozen=True, kw_only=True)
+class Augmentation:
+    """Random changes to a training clip, applied to the whole clip alike.
+
+    Attributes:
+        mirror: probability of a left-right flip (slots, masks and camera follow).
+        colour: strength of brightness, contrast and per-channel gain changes.
+        hide_joints: probability that a clip has a random 10-30 % of its joints hidden.
+    """
+
+    mirror: float = 0.5
+    colour: float = 0.15
+    hide_joints: float = 0.2
+
+
+class ClipSampler:
+    """Random clips from a cache.
+
+    Args:
+        rng: drives everything drawn here, so that a resumed run continues exactly.
+        augmentation: None for plain clips.
+    """
+
+    def __init__(
+        self,
+        cache: ClipCache,
+        rng: np.random.Generator,
+        *,
+        augmentation: Augmentation | None = None,
+    ) -> None:
+        self.cache, self.rng, self.augmentation = cache, rng, augmentation
+        extra = cache.positions.shape[1] - NUM_SLOTS
+        self.mirrored_slots = mirrored_slots(EXTRA_SLOTS[:extra])
+        self._lengths = np.diff(cache.first)
+
+    def sample(self, batch: int, frames: int, *, max_stride: int = 1) -> ClipBatch:
+        """``batch`` clips of ``frames`` frames, each with a random stride up to ``max_stride``."""
+        rng, cache = self.rng, self.cache
+        eligible = np.flatnonzero(self._lengths >= frames)
+        if not len(eligible):
+            raise ValueError(f"no episode has the {frames} frames that a clip needs")
+        weights = self._lengths[eligible] / self._lengths[eligible].sum()
+        index = np.empty((batch, frames), np.int64)
+        episodes = rng.choice(eligible, size=batch, p=weights)
+        for row, episode in enumerate(episodes):
+            longest = (self._lengths[episode] - 1) // (frames - 1)
+            stride = int(rng.integers(1, min(max_stride, longest) + 1))
+            start = int(rng.integers(0, self._lengths[episode] - stride * (frames - 1)))
+            index[row] = cache.first[episode] + start + stride * np.arange(frames)
+        return self.gather(index, episodes)
+
+    def gather(self, index: NDArray[np.int64], episodes: NDArray[np.int64]) -> ClipBatch:
+        """The clips whose frames are the rows of ``index`` (B, T), from ``episodes`` (B,)."""
+        cache = self.cache
+        video = torch.from_numpy(cache.images[index]).permute(0, 1, 4, 2, 3).float()
+        video = video.div_(127.5).sub_(1)
+        masks, joints = cache.masks[index], cache.positions[index]
+        valid, intrinsics = cache.valid[index], cache.intrinsics[episodes].copy()
+        if self.augmentation is not None:
+            video = self._recolour(video)
+            valid = self._hide(valid)
+            self._mirror(video, masks, joints, valid, intrinsics)
+        return ClipBatch(video, *(torch.from_numpy(a) for a in (masks, joints, valid, intrinsics)))
+
+    def _recolour(self, video: Tensor) -> Tensor:
+        strength, batch = self.augmentation.colour, len(video)
+        if strength <= 0:
+            return video
+        gain = 1 + strength * self.rng.uniform(-1, 1, (batch, 1, 1, 1, 1))
+        gain = gain * (1 + 0.5 * strength * self.rng.uniform(-1, 1, (batch, 1, 3, 1, 1)))
+        offset = strength * self.rng.uniform(-1, 1, (batch, 1, 1, 1, 1))
+        gain, offset = (torch.from_numpy(a).float() for a in (gain, offset))
+        return (video * gain + offset).clamp_(-1, 1)
+
+    def _hide(self, valid: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        valid = valid.copy()
+        for row in np.flatnonzero(self.rng.random(len(valid)) < self.augmentation.hide_joints):
+            valid[row] = random_joint_mask(valid[row], self.rng.uniform(0.1, 0.3), self.rng)
+        return valid
+
+    def _mirror(self, video: Tensor, masks: Any, joints: Any, valid: Any, intrinsics: Any) -> None:
+        rows = np.flatnonzero(self.rng.random(len(valid)) < self.augmentation.mirror)
+        if not len(rows):
+            return
+        swap = np.arange(256, dtype=np.uint8)
+        for a, b in MASK_PAIRS:
+            swap[a], swap[b] = b, a
+        video[rows] = video[rows].flip(-1)
+        masks[rows] = swap[masks[rows]][..., ::-1]
+        joints[rows] = joints[rows][:, :, self.mirrored_slots] * np.float32([-1, 1, 1])
+        valid[rows] = valid[rows][:, :, self.mirrored_slots]
+        intrinsics[rows, 0, 2] = video.shape[-1] - 1 - intrinsics[rows, 0, 2]
+
+
+def mirrored_slots(extra_slots: Sequence[str]) -> NDArray[np.int64]:
+    """For each of the 42 + extra slots, the slot of the same joint on the other side."""
+    names = (*SLOT_NAMES, *extra_slots)
+    column = {name: i for i, name in enumerate(names)}
+    sides = {"left": "right", "right": "left"}
+    other = [f"{sides[n.split('_', 1)[0]]}_{n.split('_', 1)[1]}" for n in names]
+    missing = [name for name in other if name not in column]
+    if missing:
+        raise ValueError(f"slots {missing} are needed to mirror a clip but not among the extras")
+    return np.array([column[name] for name in other])
+
+
+def validation_clips(
+    cache: ClipCache, count: int, frames: int, *, seed: int = 0
+) -> Iterable[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    """Index (1, T) and episode (1,) of ``count`` fixed clips, spread evenly over the episodes."""
+    rng = np.random.default_rng(seed)
+    lengths = np.diff(cache.first)
+    eligible = np.flatnonzero(lengths >= frames)
+    for episode in eligible[np.linspace(0, len(eligible) - 1, count).astype(int)]:
+        start = cache.first[episode] + rng.integers(0, lengths[episode] - frames + 1)
+        yield start + np.arange(frames)[None], np.array([episode])

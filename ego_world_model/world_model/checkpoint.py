@@ -1,0 +1,223 @@
+"""A world-model checkpoint folder: config.json, one safetensors file per part, checked by hash.
+
+``config.json`` declares the clock, the size, the parts by name and arguments, and the SHA-256 of
+every weights file, so that a truncated download or a mixed-up folder is found before it imagines.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from ego_world_model.hands import NUM_SLOTS
+
+CONFIG = "config.json"
+FORMAT = "ego_world_model/1"
+PARTS = ("autoencoder", "control", "backbone")
+
+
+class CheckpointError(Exception):
+    """A checkpoint is missing, incomplete, corrupt or made for another version."""
+
+
+@runtime_checkable
+class BasedPart(Protocol):
+    """A part whose weights partly live in the folder of a published model."""
+
+    def stored_state(self) -> dict[str, Tensor]:
+        """What this checkpoint stores of it; empty when the base holds all."""
+        ...
+
+    def load_stored_state(self, tensors: dict[str, Tensor]) -> None:
+        """Read back ``stored_state``; RuntimeError if the tensors do not fit."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class PartSpec:
+    """A part by its registered name and constructor arguments.
+
+    An argument ``base`` is a folder of a published model that the part is built on. Its weights
+    stay there; the checkpoint adds what was trained on top.
+    """
+
+    name: str
+    kwargs: dict[str, Any] = field(default_factory=dict)
+
+    def relative_to(self, folder: Path) -> PartSpec:
+        """The same part with ``base``, where it is a relative path, taken from ``folder``."""
+        base = self.kwargs.get("base")
+        if base is None:
+            return self
+        return replace(self, kwargs=self.kwargs | {"base": str(folder.resolve() / base)})
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorldModelConfig:
+    """What a checkpoint declares.
+
+    Attributes:
+        fps: frames per second of a rollout.
+        num_frames: frames of a rollout, the reference included.
+        height, width: pixels.
+        extra_slots: slots after the 42 that the control was trained with.
+        autoencoder, backbone: parts, see ``AUTOENCODERS`` and ``BACKBONES``.
+        control: arguments of ``JointControl`` beyond those that follow from the rest.
+        steps: default number of denoising steps.
+        shift: flow shift of the noise levels.
+        guidance: default guidance scale; 1 means none.
+    """
+
+    fps: float
+    num_frames: int
+    height: int
+    width: int
+    extra_slots: tuple[str, ...] = ()
+    autoencoder: PartSpec
+    backbone: PartSpec
+    control: dict[str, Any] = field(default_factory=dict)
+    steps: int = 1
+    shift: float = 1.0
+    guidance: float = 1.0
+
+    @property
+    def num_slots(self) -> int:
+        """J that the control reads."""
+        return NUM_SLOTS + len(self.extra_slots)
+
+    @property
+    def horizon(self) -> float:
+        """Seconds from the reference to the last frame."""
+        return (self.num_frames - 1) / self.fps
+
+    def relative_to(self, folder: Path) -> WorldModelConfig:
+        """The same config with bases, where they are relative paths, taken from ``folder``."""
+        parts = {
+            name: getattr(self, name).relative_to(folder) for name in ("autoencoder", "backbone")
+        }
+        return replace(self, **parts)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> WorldModelConfig:
+        """From the JSON object; unknown and missing fields are errors that name them."""
+        known = {f.name for f in fields(cls)}
+        required = {"fps", "num_frames", "height", "width", "autoencoder", "backbone"}
+        if unknown := sorted(set(data) - known):
+            raise CheckpointError(f"unknown fields in the model config: {', '.join(unknown)}")
+        if missing := sorted(required - set(data)):
+            raise CheckpointError(f"fields missing in the model config: {', '.join(missing)}")
+        data = dict(data, extra_slots=tuple(data.get("extra_slots", ())))
+        for part in ("autoencoder", "backbone"):
+            data[part] = PartSpec(**data[part])
+        return cls(**data)
+
+
+def save_checkpoint(
+    folder: Path,
+    config: WorldModelConfig,
+    parts: dict[str, nn.Module],
+    *,
+    dtype: torch.dtype = torch.float32,
+    metadata: dict[str, Any] | None = None,
+) -> None:
+    """Write config.json and ``<part>.safetensors`` for each part of ``PARTS``.
+
+    A part that a published base holds completely has no file.
+
+    Args:
+        dtype: of the stored floating-point weights; loading always gives float32.
+        metadata: JSON kept beside the config (data, steps, hardware, metrics).
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    hashes = {}
+    for part in PARTS:
+        path = folder / f"{part}.safetensors"
+        tensors = {
+            name: value.detach()
+            .to(dtype if value.is_floating_point() else value.dtype)
+            .contiguous()
+            for name, value in _stored_state(parts[part]).items()
+        }
+        if not tensors:
+            path.unlink(missing_ok=True)
+            continue
+        save_file(tensors, path)
+        hashes[path.name] = _sha256(path)
+    document = {
+        "format": FORMAT,
+        "model": asdict(config),
+        "sha256": hashes,
+        "metadata": metadata or {},
+    }
+    (folder / CONFIG).write_text(json.dumps(document, indent=2) + "\n")
+
+
+def read_config(folder: Path) -> tuple[WorldModelConfig, dict[str, str], dict[str, Any]]:
+    """(config, sha256 of each weights file, metadata) of a checkpoint folder.
+
+    Raises:
+        CheckpointError: if the folder or config.json is missing or not understood.
+    """
+    path = folder / CONFIG
+    if not path.is_file():
+        raise CheckpointError(
+            f"no world-model checkpoint at {folder}: {CONFIG} is missing; give a folder written by "
+            "WorldModel.save_pretrained, or the name of a shipped model ('tiny')"
+        )
+    try:
+        document = json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise CheckpointError(f"{path} is not valid JSON ({error}); restore the file") from error
+    if not isinstance(document, dict) or document.get("format") != FORMAT:
+        found = document.get("format") if isinstance(document, dict) else type(document).__name__
+        raise CheckpointError(f"{path}: format must be {FORMAT!r}, got {found!r}")
+    config = WorldModelConfig.from_dict(document["model"])
+    return config, document.get("sha256", {}), document.get("metadata", {})
+
+
+def load_weights(folder: Path, part: str, module: nn.Module, hashes: dict[str, str]) -> None:
+    """Fill ``module`` from ``<part>.safetensors`` after checking its hash.
+
+    Raises:
+        CheckpointError: naming the file and what to do, if it is missing, corrupt or does not fit.
+    """
+    path = folder / f"{part}.safetensors"
+    if not _stored_state(module):
+        return
+    if not path.is_file():
+        raise CheckpointError(f"{path} is missing; the checkpoint folder is incomplete")
+    expected, found = hashes.get(path.name), _sha256(path)
+    if expected != found:
+        raise CheckpointError(
+            f"{path} is corrupt or not the file that {CONFIG} describes (sha256 {found[:12]}…, "
+            f"expected {str(expected)[:12]}…); restore the checkpoint folder"
+        )
+    try:
+        tensors = load_file(path)
+        tensors = {n: t.float() if t.is_floating_point() else t for n, t in tensors.items()}
+        if isinstance(module, BasedPart):
+            module.load_stored_state(tensors)
+        else:
+            module.load_state_dict(tensors)
+    except (SafetensorError, RuntimeError) as error:
+        raise CheckpointError(f"{path} does not fit what {CONFIG} declares: {error}") from error
+
+
+def _stored_state(module: nn.Module) -> dict[str, Tensor]:
+    return module.stored_state() if isinstance(module, BasedPart) else module.state_dict()
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
