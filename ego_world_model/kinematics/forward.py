@@ -16,6 +16,7 @@ from ego_world_model.camera import CameraPose
 from ego_world_model.embodiment import Embodiment
 from ego_world_model.embodiment.model import build_pinocchio_model
 from ego_world_model.hands import NUM_SLOTS, SLOT_NAMES, HandJoints, HandTrajectory
+from ego_world_model.kinematics.inverse import ArmSolver
 from ego_world_model.kinematics.state import HandState, matrix_from_6d, rotation_6d
 
 _SIDES = ("left", "right")
@@ -47,7 +48,7 @@ class HandKinematics:
                 link = self.model.addFrame(frame)
             self._slot_frame[slot] = link
         self.data = self.model.createData()
-        self._solver = None
+        self._solver: ArmSolver | None = None
         self._axes = [None] + [self._axis(joint) for joint in range(1, self.model.njoints)]
 
     # ---------------------------------------------------------------- links
@@ -215,10 +216,8 @@ class HandKinematics:
         Raises:
             UnreachableError: if a wrist stays more than 5 mm or 0.05 rad from its target.
         """
-        from ego_world_model.kinematics.inverse import ArmSolver
-
         if self._solver is None:
-            self._solver = ArmSolver(self)
+            self._solver = ArmSolver(self.robot, self.model)
         q0 = self.q_from(q0)
         root_from_camera = self.camera_pose(q0, camera)
         targets = {}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pinocchio as pin
@@ -12,8 +11,7 @@ from pink import Configuration, solve_ik
 from pink.limits import ConfigurationLimit
 from pink.tasks import FrameTask, PostureTask
 
-if TYPE_CHECKING:
-    from ego_world_model.kinematics.forward import HandKinematics
+from ego_world_model.embodiment import Embodiment
 
 _SOLVER = "daqp"
 
@@ -26,18 +24,16 @@ class ArmSolver:
     """Places the wrists of one robot; everything but the arms keeps its configuration.
 
     Args:
-        kinematics: forward kinematics of the robot.
+        robot: the embodiment. model: its pinocchio model.
         posture_cost: pull towards the start configuration, relative to 1 per metre of wrist error;
             it settles the elbow, which the wrist pose leaves free.
     """
 
-    def __init__(self, kinematics: HandKinematics, *, posture_cost: float = 2e-3) -> None:
-        self.kinematics = kinematics
-        robot = kinematics.robot
+    def __init__(self, robot: Embodiment, model: pin.Model, *, posture_cost: float = 2e-3) -> None:
+        self._robot, self._full = robot, model
         self._posture_cost = posture_cost
         arms = [name for hand in robot.hands.values() for name in hand.arm]
-        full = kinematics.model
-        self._locked = [full.getJointId(n) for n in robot.joint_names if n not in arms]
+        self._locked = [model.getJointId(n) for n in robot.joint_names if n not in arms]
         self._arm_in_full = robot.indices(tuple(n for n in robot.joint_names if n in arms))
         self._reduced: tuple[bytes, pin.Model] | None = None
 
@@ -61,7 +57,7 @@ class ArmSolver:
         Raises:
             UnreachableError: if a wrist ends farther from its target than the tolerances.
         """
-        robot = self.kinematics.robot
+        robot = self._robot
         model = self._model_at(q0)
         start = np.clip(q0[self._arm_in_full], model.lowerPositionLimit, model.upperPositionLimit)
         configuration = Configuration(model, model.createData(), start)
@@ -123,6 +119,6 @@ class ArmSolver:
         frozen = np.delete(q0, self._arm_in_full)
         key = frozen.tobytes()
         if self._reduced is None or self._reduced[0] != key:
-            model = pin.buildReducedModel(self.kinematics.model, self._locked, q0)
+            model = pin.buildReducedModel(self._full, self._locked, q0)
             self._reduced = (key, model)
         return self._reduced[1]

@@ -53,7 +53,7 @@ class TaskPlanner:
     def __init__(self, robot: Embodiment, scene: Scene, rng: np.random.Generator) -> None:
         self._robot, self._scene, self._rng = robot, scene, rng
         self._fk = HandKinematics(robot)
-        self._solver = ArmSolver(self._fk)
+        self._solver = ArmSolver(robot, self._fk.model)
         self._motion = ObjectMotion(robot, self._fk, scene)
         filled = [name for name in SLOT_NAMES if name in robot.slots]
         self._filled = filled
