@@ -1,4 +1,4 @@
-"""The command line, ``ego-world-model``: one table of commands, each loaded only when it is asked for.
+"""The command line, ``ego-world-model``: one table of commands, each loaded only when asked for.
 
 ``--help`` imports no model, no simulator and no ROS, so it answers at once and works where only a
 part of the package is installed. A command whose requirement is missing says which and how to get
@@ -20,7 +20,7 @@ import ego_world_model
 
 @dataclass(frozen=True)
 class LazyCommand:
-    """Where a command lives; ``attribute`` is a Typer app or a function with Typer's annotations."""
+    """Where a command lives; ``attribute`` is a Typer app, or a function that can be a command."""
 
     module: str
     attribute: str
@@ -49,7 +49,7 @@ COMMANDS: dict[str, LazyCommand] = {
 
 _SETUP = "run script/setup in the source checkout, then use its .venv/bin/ego-world-model"
 _REMEDIES: dict[str, str] = {
-    "rclpy": f"ROS 2's Python client is not installed here: {_SETUP}, or source a ROS 2 installation",
+    "rclpy": f"ROS 2 for Python is not installed here: {_SETUP}, or source a ROS 2 installation",
     "ego_world_model.msg": f"the ROS interfaces are not built here: {_SETUP}, or build the package "
     "with colcon and source the workspace",
     "ego_world_model.action": f"the ROS interfaces are not built here: {_SETUP}, or build the "
@@ -101,6 +101,11 @@ class LazyGroup(TyperGroup):
             _fail(f"module {missing} is needed. Remedy: {remedy(missing)}.")
         except (ValueError, FileNotFoundError, NotADirectoryError, PermissionError) as error:
             _fail(str(error))
+        except Exception as error:
+            # The package's own exceptions speak to the user too; all others are bugs.
+            if not type(error).__module__.startswith("ego_world_model."):
+                raise
+            _fail(str(error))
 
 
 def load(name: str) -> Any:
@@ -111,6 +116,7 @@ def load(name: str) -> Any:
         app = typer.Typer(add_completion=False)
         app.command(name=name, help=target.__doc__ or entry.help)(target)
         target = app
+    target._add_completion = False  # completion belongs to the program, not to a command of it
     command = typer.main.get_command(target)
     command.name = name
     return command
