@@ -15,8 +15,9 @@ from typer.testing import CliRunner, Result
 from ego_world_model import cli
 from ego_world_model.camera import PinholeCamera
 from ego_world_model.hands import EXTRA_SLOTS, HandTrajectory
+from ego_world_model.imagine import find_camera
 from ego_world_model.media import read_image, read_video, write_png
-from ego_world_model.trajectory_file import load_trajectory, save_trajectory
+from ego_world_model.trajectory_file import TrajectoryFile, load_trajectory, save_trajectory
 
 SIZE = (160, 120)
 CAMERA = PinholeCamera(*SIZE, 150.0, 150.0, 79.5, 59.5)
@@ -59,13 +60,17 @@ def test_help_is_quick_and_loads_nothing_heavy():
         "heavy = {'torch', 'mujoco', 'rclpy', 'pinocchio', 'numpy', 'av'} & set(sys.modules)\n"
         "print('heavy', sorted(heavy), 'seconds', time.process_time())\n"
     )
-    runs = [python(program) for _ in range(3)]
-    for done in runs:
+    seconds = []
+    for _ in range(3):  # a busy machine makes even processor time vary
+        done = python(program)
         assert done.returncode == 0, done.stderr
         for command in cli.COMMANDS:
             assert f" {command} " in done.stdout
         assert "heavy []" in done.stdout
-    assert min(float(done.stdout.rsplit(maxsplit=1)[1]) for done in runs) < 0.5
+        seconds.append(float(done.stdout.rsplit(maxsplit=1)[1]))
+        if seconds[-1] < 0.5:
+            return
+    raise AssertionError(f"help took {seconds} s of processor time")
 
 
 @pytest.mark.parametrize("name", list(cli.COMMANDS))
@@ -206,17 +211,19 @@ def test_same_seed_same_video_and_another_motion_another_video(files, checkpoint
     assert np.abs(first[1:] - frames()[1:]).max() > 2
 
 
-def test_intrinsics_by_option_or_file_mean_the_same(files, checkpoint, tmp_path):
+def test_intrinsics_by_option_or_file_mean_the_same(tmp_path):
     """Also where the file's are for the same picture at another size."""
-    videos = []
-    for name, camera in (("same", CAMERA), ("twice", CAMERA.resized(320, 240)), ("none", None)):
-        files["--trajectory"] = save_trajectory(tmp_path / f"{name}.npz", motion(), camera=camera)
-        option = {} if camera else {"intrinsics": "150,150,79.5,59.5"}
-        result = imagine(files, checkpoint, seed=1, **option)
-        assert result.exit_code == 0, result.output
-        videos.append(read_video(files["--out"])[0])
-    np.testing.assert_array_equal(videos[0], videos[1])
-    np.testing.assert_array_equal(videos[0], videos[2])
+    picture = np.zeros((SIZE[1], SIZE[0], 3), np.uint8)
+    names = tmp_path / "frame.png", tmp_path / "hands.npz"
+    for camera, option in (
+        (CAMERA, None),
+        (CAMERA.resized(320, 240), None),
+        (None, "150,150,79.5,59.5"),
+        (CAMERA.resized(40, 40), "150, 150, 79.5, 59.5"),  # the option wins
+    ):
+        found = find_camera(TrajectoryFile(motion(), camera), picture, *names, option)
+        np.testing.assert_allclose(found.matrix, CAMERA.matrix, atol=1e-9)
+        assert (found.width, found.height) == SIZE
 
 
 def test_trajectory_without_arms_is_accepted(files, checkpoint, tmp_path):
