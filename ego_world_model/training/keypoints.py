@@ -40,7 +40,8 @@ class KeypointTraining:
         steps, minutes: the run ends at whichever comes first.
         batch_size: frames per step; half of each batch is mirrored.
         learning_rate: peak of AdamW's rate, after ``warmup`` steps; cosine to zero from there.
-        validation_episodes: last episodes of the dataset, kept out of training to be measured.
+        validation: dataset folder to measure on; empty measures on the last episodes of ``data``.
+        validation_episodes: how many episodes are measured on (and, of ``data``, not trained on).
         max_episodes: use only the first so many episodes (0: all).
         frame_stride: use every so many frames of an episode; neighbours are nearly alike.
         checkpoint_seconds: between checkpoints.
@@ -57,6 +58,7 @@ class KeypointTraining:
     learning_rate: float = 2e-3
     warmup: int = 100
     weight_decay: float = 1e-4
+    validation: str = ""
     validation_episodes: int = 24
     max_episodes: int = 0
     frame_stride: int = 2
@@ -143,10 +145,14 @@ class KeypointTrainer:
         self.generator = torch.Generator().manual_seed(run.seed)
         reader = DatasetReader(run.data)
         count = min(len(reader), run.max_episodes or len(reader))
-        if count <= run.validation_episodes:
+        held = DatasetReader(run.validation) if run.validation else reader
+        split = count if run.validation else count - run.validation_episodes
+        held_first = 0 if run.validation else split
+        if split < 1 or len(held) < held_first + run.validation_episodes:
             raise ValueError(
-                f"{run.data} gives {count} episodes, of which {run.validation_episodes} are for "
-                "validation; lower validation_episodes or simulate more"
+                f"{run.data} gives {count} episodes to train on and "
+                f"{run.validation or 'its own end'} too few to measure {run.validation_episodes} "
+                "episodes; lower validation_episodes or simulate more"
             )
         first = reader.episode(0)
         # Only joints that the robot has can be learned, so its valid slots are the estimator's.
@@ -158,13 +164,14 @@ class KeypointTrainer:
             else KeypointEstimator(config)
         )
         config = self.estimator.config
-        split = count - run.validation_episodes
-        self.episodes = count
+        self.episodes = split
         self.frames = LabelledFrames.from_episodes(
             (reader.episode(i) for i in range(split)), config, stride=run.frame_stride
         )
         self.validation = LabelledFrames.from_episodes(
-            (reader.episode(i) for i in range(split, count)), config, stride=4
+            (held.episode(held_first + i) for i in range(run.validation_episodes)),
+            config,
+            stride=4,
         )
         self.optimizer = torch.optim.AdamW(
             self.estimator.network.parameters(), lr=0.0, weight_decay=run.weight_decay
@@ -225,15 +232,19 @@ class KeypointTrainer:
         config = self.estimator.config
         count = sum(p.numel() for p in self.estimator.network.parameters())
         rows = "\n".join(f"| {name} | {value:.4g} |" for name, value in record.items())
-        settings = {k: v for k, v in asdict(self.run).items() if k not in ("data", "output")}
+        settings = {
+            k: v
+            for k, v in asdict(self.run).items()
+            if k not in ("data", "output", "validation", "initial")
+        }
         return (
             "# Keypoint and segmentation estimator\n\n"
             f"Finds {len(config.slots)} hand slots and the classes {', '.join(config.classes)} in "
             f"single {config.width}x{config.height} frames ({count / 1e6:.2f} M parameters). "
             "Trained on simulated frames only; it measures imagined frames and steers nothing.\n\n"
-            f"Data: {self.episodes} simulated episodes, {len(self.frames)} training frames, the "
-            f"last {self.run.validation_episodes} episodes held out ({len(self.validation)} "
-            "frames), measured on joints that can be seen.\n\n"
+            f"Data: {self.episodes} simulated episodes ({len(self.frames)} frames); measured on "
+            f"{self.run.validation_episodes} other episodes ({len(self.validation)} frames), "
+            "keypoints on joints that can be seen.\n\n"
             f"| at the end of training | |\n|---|---|\n{rows}\n\n"
             f"Settings: `{json.dumps(settings)}`\n\n"
             "Limits: one robot hand, one simulator; a joint that cannot be seen is guessed. Two "
