@@ -1,4 +1,4 @@
-"""The neighbours of the ``world_model`` node, played by the test: a robot, its camera, listeners."""
+"""The neighbours of the ``world_model`` node, played by the test: robot, camera, listeners."""
 
 from __future__ import annotations
 
@@ -55,9 +55,7 @@ def random_checkpoint(folder: Path, *, steps: int = 1, width: int = 128, height:
         height=height,
         width=width,
         extra_slots=EXTRA_SLOTS,
-        autoencoder=PartSpec(
-            name="frame", kwargs=dict(latent_channels=4, channels=(8, 8, 8))
-        ),
+        autoencoder=PartSpec(name="frame", kwargs=dict(latent_channels=4, channels=(8, 8, 8))),
         backbone=PartSpec(
             name="wan",
             kwargs=dict(latent_channels=4, channels=16, transformer=transformer),
@@ -80,6 +78,8 @@ class Robot:
         info_size: size that CameraInfo claims; None: the images' own.
         publishes: which of TOPICS are published.
         reach: seconds that the plan reaches ahead.
+        joint_period: seconds between joint states.
+        hand_changes: fields of the hand trajectories to overwrite ("header": its frame_id).
     """
 
     def __init__(self, ros_node: Any) -> None:
@@ -91,6 +91,9 @@ class Robot:
         self.encoding = "rgb8"
         self.publishes = {"image", "info", "joints", "plan"}
         self.reach = 4.0
+        self.joint_period = 0.01
+        self.calibrated = True
+        self.hand_changes: dict[str, Any] = {}
         kinds = {
             "image": Image,
             "info": CameraInfo,
@@ -137,7 +140,10 @@ class Robot:
 
     def info(self, stamp: int) -> CameraInfo:
         camera = self.robot.camera.resized(*(self.info_size or self.size))
-        return info_from_camera(camera, header=self.header(stamp))
+        message = info_from_camera(camera, header=self.header(stamp))
+        if not self.calibrated:
+            message.k = np.zeros(9)
+        return message
 
     def joints(self, stamp: int) -> JointState:
         q = self.q_at(np.array([stamp * 1e-9]))[0]
@@ -161,28 +167,31 @@ class Robot:
         positions[..., 0] += (0.05 * times + offset)[:, None]
         return HandTrajectory(times, positions, still.valid)
 
-    def hands(self, stamp: int, **changes: Any) -> HandTrajectoryMessage:
+    def hands(self, stamp: int) -> HandTrajectoryMessage:
         message = hand_trajectory_to_message(
             self.motion(), header=self.header(stamp), source="test"
         )
+        changes = dict(self.hand_changes)
+        message.header.frame_id = changes.pop("header", FRAME_ID)
+        if "times" in changes:
+            kept = len(changes["times"]) * len(message.slot_names)
+            changes |= {"positions": message.positions[:kept], "valid": message.valid[:kept]}
         for name, value in changes.items():
             setattr(message, name, value)
         return message
 
     def _run(self) -> None:
-        tick = 0
+        # CameraInfo goes before the image: their sizes are compared when the image is used.
+        periods = {"joints": 0.0, "info": 0.07, "image": 0.07, "plan": 0.2, "hands": 0.07}
+        due = dict.fromkeys(periods, 0)
         while not self._stop.wait(0.01):
             stamp = self.now()
-            due = {"joints"}
-            if tick % 7 == 0:
-                due |= {"image", "info", "hands"}
-            if tick % 20 == 0:
-                due |= {"plan"}
-            # CameraInfo first, as the sizes are compared when the image arrives.
-            for key in ("joints", "info", "image", "plan", "hands"):
-                if key in due & self.publishes:
+            for key, period in periods.items():
+                if stamp < due[key]:
+                    continue
+                due[key] = stamp + round((period or self.joint_period) * 1e9)
+                if key in self.publishes:
                     self.publishers[key].publish(getattr(self, key)(stamp))
-            tick += 1
 
 
 class Listener:
@@ -247,7 +256,7 @@ def world_model(checkpoint: Path | str, **parameters: Any) -> Iterator[NodeProce
     with node(
         "world_model_node", parameters={"checkpoint": str(checkpoint), **parameters}
     ) as process:
-        process.wait_for("loaded", timeout=60.0)
+        process.wait_for("loaded", timeout=120.0)
         yield process
 
 
@@ -273,7 +282,7 @@ def ros_graph(domain: int) -> Iterator[Any]:
     rclpy.try_shutdown(context=context)
 
 
-def call(ros_node: Any, kind: type, service: str, request: Any, *, timeout: float = 60.0) -> Any:
+def call(ros_node: Any, kind: type, service: str, request: Any, *, timeout: float = 120.0) -> Any:
     """The response of a service."""
     client = ros_node.create_client(kind, service)
     try:

@@ -30,7 +30,7 @@ from lifecycle_msgs.srv import ChangeState
 from rcl_interfaces.srv import SetParameters
 from rclpy.action import ActionClient
 from rclpy.parameter import Parameter
-from support import wait_until
+from support import node, wait_until
 from visualization_msgs.msg import MarkerArray
 
 from ego_world_model.action import Imagine
@@ -134,8 +134,8 @@ def test_rollout_carries_frames_clock_camera_and_motion(
 def test_frames_are_paced_in_real_time_with_their_calibration(
     ros: Any, running: Any, robot: Robot, listener: Listener
 ) -> None:
-    """At fewer than one rollout a horizon each future plays to its end: no frame before its moment, none far
-    behind it, stamps rising, and each with a CameraInfo of the same stamp."""
+    """At fewer than one rollout a horizon each future plays to its end: no frame before its moment,
+    none far behind it, stamps rising, and each with a CameraInfo of the same stamp."""
     set_period(ros, 3.0)
     listener.wait_for_rollout()
     del listener.images[:], listener.infos[:]
@@ -306,9 +306,6 @@ def test_lifecycle_by_hand_and_clean_exit(
         response = call(ros, ChangeState, "second_world_model/change_state", request)
         assert response.success, f"transition {transition}"
 
-    mine = lambda: [r for r in listener.rollouts if r.checkpoint == str(checkpoint)]  # noqa: E731
-    from support import node
-
     parameters = {"checkpoint": str(checkpoint), "autostart": False, "period": 0.2, "threads": 1}
     with node("world_model_node", parameters=parameters, name="second_world_model") as process:
         change(Transition.TRANSITION_CONFIGURE)
@@ -320,7 +317,7 @@ def test_lifecycle_by_hand_and_clean_exit(
         if number == signal.SIGINT:
             change(Transition.TRANSITION_CONFIGURE)
             change(Transition.TRANSITION_ACTIVATE)
-            wait_until(lambda: len(mine()) > 0, timeout=30.0, what="rollouts")
+            listener.wait_for_rollout(timeout=30.0)
         process.send_signal(number)
         assert process.wait(timeout=30.0) == 0
         assert "Traceback" not in process.output

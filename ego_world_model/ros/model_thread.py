@@ -1,8 +1,8 @@
 """The one thread that runs the video model, so that nothing else in the process waits for it.
 
-Work of two kinds reaches it: *jobs* (an action goal, loading the model), which are run in the
-order they came, and *background* work (the continuous rollouts), which is run when no job waits
-and should give way as soon as one does. One thread also means one pool of OpenMP workers, and a
+Work of two kinds reaches it: *jobs* (action goals), which are run in the order they came, and
+*background* work (the continuous rollouts), which is run when no job waits and should give way as
+soon as one does. One thread also means one pool of OpenMP workers, and a
 niceness that applies to that pool alone: the thread lowers its own priority before its first
 tensor operation, and the workers inherit it, while message callbacks keep theirs.
 """

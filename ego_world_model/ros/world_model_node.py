@@ -79,8 +79,8 @@ class WorldModelNode(LifecycleNode):
         checkpoint = self._settings.checkpoint
         started = time.monotonic()
         try:
-            load = partial(WorldModel.from_pretrained, checkpoint, device=self._settings.device)
-            model = self._thread.submit(load).result()
+            # Not in the model's thread: at its low priority, imports would hold Python's lock long.
+            model = WorldModel.from_pretrained(checkpoint, device=self._settings.device)
         except Exception as error:  # whatever is wrong with a file, the user must read which
             self._refusal = f"world model checkpoint {checkpoint!r} cannot be loaded: {error}"
             self.get_logger().fatal(self._refusal)
