@@ -10,18 +10,17 @@ from __future__ import annotations
 import sys
 import time
 
-import numpy as np
 from rclpy.clock import Clock
 from rclpy.clock_type import ClockType
 from rclpy.node import Node
 from sensor_msgs.msg import CameraInfo, Image, JointState
-from transforms3d.euler import euler2mat
 
 from ego_world_model import msg
-from ego_world_model.camera import CameraPose, PinholeCamera
+from ego_world_model.camera import PinholeCamera
 from ego_world_model.embodiment import load_embodiment
 from ego_world_model.hands import SLOT_NAMES
 from ego_world_model.kinematics import HandKinematics
+from ego_world_model.ros.camera_mount import declare_camera_mount
 from ego_world_model.ros.conversions import (
     MessageError,
     camera_from_info,
@@ -93,23 +92,6 @@ class HandKinematicsNode(Node):
             "append elbow and forearm slots behind the 42 hand slots",
             read_only=True,
         )
-        shift = declare(
-            self,
-            "camera_correction_xyz",
-            [0.0, 0.0, 0.0],
-            "calibration: metres that the camera sits off its nominal place, in the nominal "
-            "optical frame",
-            length=3,
-            read_only=True,
-        )
-        turn = declare(
-            self,
-            "camera_correction_rpy",
-            [0.0, 0.0, 0.0],
-            "calibration: radians (roll, pitch, yaw about the nominal optical axes x, y, z)",
-            length=3,
-            read_only=True,
-        )
         tolerance = declare(
             self,
             "joint_tolerance",
@@ -145,10 +127,7 @@ class HandKinematicsNode(Node):
         self._kinematics = HandKinematics(robot)
         self._extra = robot.extra_slots if arms else ()
         self._slot_names = SLOT_NAMES + self._extra
-        correction = np.eye(4)
-        correction[:3, :3], correction[:3, 3] = euler2mat(*turn), shift
-        mount = robot.camera_pose.matrix @ correction
-        self._mount = CameraPose(robot.camera_pose.link, mount[:3, :3], mount[:3, 3])
+        self._mount = declare_camera_mount(self, robot)
         self._buffer = JointBuffer(
             robot.joint_names,
             required=influential_joints(self._kinematics, self._mount, self._extra),

@@ -44,8 +44,8 @@ class InputWatch:
         self._repeat = repeat
         self._seen = dict.fromkeys(self._inputs, time.monotonic())
         self._ever: set[str] = set()
-        self._next_log = time.monotonic() + after
-        self._complained = False
+        self._next_log = 0.0
+        self._complained: set[str] = set()
         diagnostics.add_check(self._check)
         self._timer = node.create_timer(
             0.5, self._log, clock=Clock(clock_type=ClockType.STEADY_TIME)
@@ -81,17 +81,16 @@ class InputWatch:
         return None if message is None else (WARN, message)
 
     def _log(self) -> None:
-        message = self.message()
+        missing = set(self.missing())
         now = time.monotonic()
-        if message is None:
+        if not missing:
             if self._complained:
                 self._node.get_logger().info("all inputs flow")
-            self._complained = False
-            self._next_log = now
-        elif now >= self._next_log:
+            self._complained = set()
+        elif missing - self._complained or now >= self._next_log:
             self._next_log = now + self._repeat
-            self._complained = True
-            self._node.get_logger().warning(f"{message}. {middleware()}")
+            self._complained = missing
+            self._node.get_logger().warning(f"{self.message()}. {middleware()}")
 
 
 def middleware() -> str:
