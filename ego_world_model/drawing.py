@@ -85,7 +85,7 @@ def draw_hands(
         )
     alpha = _alpha(visibility, len(valid))
     height, width = image.shape[:2]
-    core = line_width or max(1, round(min(height, width) / 160))
+    core = line_width or max(1, round(min(height, width) / 130))
     drawn = valid & np.isfinite(pixels).all(axis=1)
     # Plain lists from here on: indexing numpy arrays joint by joint costs more than the drawing.
     colours = slot_colours(len(valid)).tolist()

@@ -261,7 +261,7 @@ class ViewerNode(Node):
             "Camera": f"{rates[IMAGE]:.1f} Hz",
             "Hands": f"{rates[HANDS]:.1f} Hz",
             "Hands are": f"{self._hands_delay * 1e3:.0f} ms old",
-            "Rollouts": f"{rates[ROLLOUT]:.2f} Hz",
+            "Rollouts": f"{rates[ROLLOUT]:.2f} Hz" if rates[ROLLOUT] else "none yet",
         }
         if self._rollout is not None:
             age = self.get_clock().now().nanoseconds - nanoseconds(self._rollout.header.stamp)
@@ -274,7 +274,7 @@ class ViewerNode(Node):
             messages.append(f"Nothing on {names}.")
         if IMAGE in silent:
             messages.append(f"To see something, {SIMULATION_HINT}.")
-        self._page.show_status(rows, "\n\n".join(dict.fromkeys(messages)))
+        self._page.show_status(rows, "\n\n".join(f"⚠ {text}" for text in dict.fromkeys(messages)))
 
 
 class Meter:

@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 RGB = NDArray[np.uint8]
 
-PICTURE_WIDTH = 640
+PICTURE_WIDTH = 512
 """Pixels; smaller pictures are enlarged to it, so that overlay and text stay crisp."""
 
 _INK = (238, 240, 244)
@@ -47,7 +47,7 @@ def caption(image: RGB, text: str, progress: float | None = None) -> RGB:
     return np.asarray(canvas)
 
 
-def placeholder(text: str, width: int = PICTURE_WIDTH, height: int = 480) -> RGB:
+def placeholder(text: str, width: int = 640, height: int = 480) -> RGB:
     """A dark picture that says what is awaited."""
     canvas = Image.new("RGB", (width, height), _PAPER)
     draw = ImageDraw.Draw(canvas)
