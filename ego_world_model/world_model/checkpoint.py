@@ -70,6 +70,7 @@ class WorldModelConfig:
         height, width: pixels.
         extra_slots: slots after the 42 that the control was trained with.
         autoencoder, backbone: parts, see ``AUTOENCODERS`` and ``BACKBONES``.
+        encoders: text and image encoders, see ``ENCODERS``; None: the model reads no text.
         control: arguments of ``JointControl`` beyond those that follow from the rest.
         steps: default number of denoising steps.
         shift: flow shift of the noise levels.
@@ -83,6 +84,7 @@ class WorldModelConfig:
     extra_slots: tuple[str, ...] = ()
     autoencoder: PartSpec
     backbone: PartSpec
+    encoders: PartSpec | None = None
     control: dict[str, Any] = field(default_factory=dict)
     steps: int = 1
     shift: float = 1.0
@@ -100,10 +102,8 @@ class WorldModelConfig:
 
     def relative_to(self, folder: Path) -> WorldModelConfig:
         """The same config with bases, where they are relative paths, taken from ``folder``."""
-        parts = {
-            name: getattr(self, name).relative_to(folder) for name in ("autoencoder", "backbone")
-        }
-        return replace(self, **parts)
+        declared = {name: getattr(self, name) for name in ("autoencoder", "backbone", "encoders")}
+        return replace(self, **{n: p.relative_to(folder) for n, p in declared.items() if p})
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> WorldModelConfig:
@@ -115,8 +115,9 @@ class WorldModelConfig:
         if missing := sorted(required - set(data)):
             raise CheckpointError(f"fields missing in the model config: {', '.join(missing)}")
         data = dict(data, extra_slots=tuple(data.get("extra_slots", ())))
-        for part in ("autoencoder", "backbone"):
-            data[part] = PartSpec(**data[part])
+        for part in ("autoencoder", "backbone", "encoders"):
+            if data.get(part) is not None:
+                data[part] = PartSpec(**data[part])
         return cls(**data)
 
 

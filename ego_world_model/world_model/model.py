@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from ego_world_model.world_model.checkpoint import (
     save_checkpoint,
 )
 from ego_world_model.world_model.controls import JointControl
+from ego_world_model.world_model.encoders import build_encoders
 from ego_world_model.world_model.sampler import OnStep, flow_sigmas, sample
 
 SHIPPED = Path(__file__).resolve().parent.parent / "checkpoints"
@@ -64,6 +65,13 @@ class WorldModel(nn.Module):
             **config.control,
         )
         self.backbone = build_backbone(config.backbone.name, **config.backbone.kwargs)
+        spec = config.encoders
+        self.encoders = build_encoders(spec.name, **spec.kwargs) if spec else None
+        if config.guidance != 1 and self.encoders is None:
+            raise CheckpointError(
+                f"guidance {config.guidance} needs `encoders`: without text there is nothing to "
+                "guide by"
+            )
         stride = self.autoencoder.spatial_stride
         if config.height % stride or config.width % stride:
             raise CheckpointError(
@@ -155,10 +163,20 @@ class WorldModel(nn.Module):
         shared = reference.expand(count, -1, -1, -1)
         signal = self.control(joints, matrix.expand(count, -1, -1), shared, valid=valid)
         condition = Condition.from_control(shared, signal.motion, signal.geometry)
+        guidance = self.config.guidance if guidance is None else guidance
+        condition, unconditional = self._with_context(condition, frame, prompt, guidance)
         watch.lap("control")
         sigmas = flow_sigmas(self.config.steps if steps is None else steps, self.config.shift)
         noise = self._noise(signal.motion[:1].shape, seed).expand_as(signal.motion)
-        latents = sample(self.backbone, condition, noise, sigmas, on_step=on_step)
+        latents = sample(
+            self.backbone,
+            condition,
+            noise,
+            sigmas,
+            guidance=guidance,
+            unconditional=unconditional,
+            on_step=on_step,
+        )
         watch.lap("denoise")
         video = self.autoencoder.decode(latents, frame.expand(count, -1, -1, -1))
         pixels = ((video.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
@@ -170,12 +188,34 @@ class WorldModel(nn.Module):
     def _times(self) -> NDArray[np.float64]:
         return np.arange(self.config.num_frames) / self.config.fps
 
+    def _with_context(
+        self, condition: Condition, frame: Tensor, prompt: str, guidance: float
+    ) -> tuple[Condition, Condition | None]:
+        """The condition with text and image tokens, and the one that guidance leads away from.
+
+        The two differ by their text alone: both see the joints.
+        """
+        if self.encoders is None:
+            return condition, None
+        count = len(condition.reference)
+        image = self.encoders.encode_image(frame)
+        image = None if image is None else image.expand(count, -1, -1)
+
+        def with_text(text: str) -> Condition:
+            tokens = self.encoders.encode_text(text).expand(count, -1, -1)
+            return replace(condition, text=tokens, image=image)
+
+        negative = self.encoders.negative_prompt
+        return with_text(prompt), with_text(negative) if guidance != 1 else None
+
     def _check_text(self, prompt: str, guidance: float | None) -> None:
-        """No part of this checkpoint reads text; ignoring a prompt would be a quiet lie."""
+        """Where nothing reads text, ignoring a prompt would be a quiet lie."""
+        if self.encoders is not None:
+            return
         if prompt.strip():
             raise ValueError(
-                f"prompt {prompt!r}: this checkpoint has no text encoder and would ignore it; leave "
-                "prompt empty"
+                f"prompt {prompt!r}: this checkpoint has no text encoder and would ignore it; "
+                "leave prompt empty"
             )
         if guidance not in (None, 1, 1.0):
             raise ValueError(
@@ -191,8 +231,9 @@ class WorldModel(nn.Module):
         for number, trajectory in enumerate(trajectories):
             if trajectory.num_slots not in (NUM_SLOTS, slots):
                 raise ValueError(
-                    f"trajectory {number} has {trajectory.num_slots} slots; this checkpoint reads "
-                    f"{NUM_SLOTS} hand slots, optionally followed by {list(self.config.extra_slots)}"
+                    f"trajectory {number} has {trajectory.num_slots} slots; this checkpoint "
+                    f"reads {NUM_SLOTS} hand slots, optionally followed by "
+                    f"{list(self.config.extra_slots)}"
                 )
             try:
                 trajectory = trajectory.resample(self._times)
