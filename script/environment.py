@@ -72,6 +72,8 @@ def make_environment(venv: Path, *, test: bool, force: bool) -> None:
         for name, stage in stages:
             stamp = venv / f".stamp-{name}"
             wanted = fingerprint(name, venv)
+            if name == "interfaces" and not interfaces_installed(venv):
+                stamp.unlink(missing_ok=True)  # such as by `pip uninstall`
             # new ROS wheels make the built interfaces stale, and those the installed files
             if outdated or not stamp.exists() or stamp.read_text() != wanted:
                 started = time.monotonic()
@@ -172,6 +174,10 @@ def build_interfaces(venv: Path) -> None:
     jobs = str(os.cpu_count() or 1)
     run(["cmake", "--build", str(build), "-j", jobs], advice, environment=environment, quiet=True)
     run(["cmake", "--install", str(build)], advice, environment=environment, quiet=True)
+
+
+def interfaces_installed(venv: Path) -> bool:
+    return any(venv.glob("lib/python*/site-packages/ego_world_model/msg/__init__.py"))
 
 
 def install_python(venv: Path) -> None:
