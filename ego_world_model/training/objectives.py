@@ -84,6 +84,7 @@ class WorldModelObjective(nn.Module):
         self.pixel_frames, self.pixel_weight = pixel_frames, pixel_weight
         self.decoder_from = decoder_from
         self._thaw(decoder_from)  # so that the optimiser sees the decoder, too
+        self.train()
 
     def _thaw(self, progress: float) -> None:
         """Let the decoder learn once progress has passed ``decoder_from``; never the encoder."""
@@ -108,7 +109,7 @@ class WorldModelObjective(nn.Module):
         predicted = self.backbone(noisy, sigma, condition)
         weight = self.weights(batch.masks)  # (B, T-1, H, W)
         losses = {"latent": latent_loss(predicted[:, :, 1:], clean[:, :, 1:], weight)}
-        losses["pixel"] = self._pixel(predicted, batch, weight, progress)
+        losses["pixel"] = self._pixel(predicted, batch, weight)
         losses["loss"] = losses["latent"] + self.pixel_weight * losses["pixel"]
         return losses
 
@@ -120,9 +121,7 @@ class WorldModelObjective(nn.Module):
             )
         return Condition.from_control(reference, signal.motion, signal.geometry)
 
-    def _pixel(
-        self, predicted: Tensor, batch: ClipBatch, weight: Tensor, progress: float
-    ) -> Tensor:
+    def _pixel(self, predicted: Tensor, batch: ClipBatch, weight: Tensor) -> Tensor:
         future = batch.video.shape[1] - 1
         chosen = torch.randperm(future)[: self.pixel_frames]
         latents = predicted[:, :, 1:][:, :, chosen].transpose(1, 2)
