@@ -15,8 +15,9 @@ from ego_world_model.data.schema import MASK_CLASSES
 
 SMALLEST = 20
 """Pixels that a moved object must have in the first and the last frame to be judged."""
-OVERLAP = 0.3
-"""A moved object's masks in the first and the last frame overlap (IoU) less than this."""
+OVERLAP = 0.5
+"""A moved object's masks in the first and the last frame overlap (IoU) less than this, so that
+an object left where it was cannot count as found where it went."""
 _REACH = np.ones((7, 7), bool)
 _MANIPULATED = MASK_CLASSES.index("manipulated_object")
 _OTHER = MASK_CLASSES.index("other_objects")
