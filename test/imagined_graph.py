@@ -252,11 +252,12 @@ class Listener:
 @contextmanager
 def world_model(checkpoint: Path | str, **parameters: Any) -> Iterator[NodeProcess]:
     """The node in its own process, loaded and active."""
-    parameters = {"period": 0.2, "threads": 1, **parameters}
+    # not niced: beside a busy machine, tests would wait for their turn
+    parameters = {"period": 0.2, "threads": 1, "niceness": 0, **parameters}
     with node(
         "world_model_node", parameters={"checkpoint": str(checkpoint), **parameters}
     ) as process:
-        process.wait_for("loaded", timeout=120.0)
+        process.wait_for("loaded", timeout=240.0)
         yield process
 
 

@@ -109,7 +109,7 @@ def test_rollout_carries_frames_clock_camera_and_motion(
     through forward kinematics from the state at the reference, camera motion included."""
     rollout = listener.wait_for_rollout()
     reference = nanoseconds(rollout.header.stamp)
-    assert 0 <= robot.now() - reference < 5e9
+    assert 0 <= robot.now() - reference < 30e9
     np.testing.assert_allclose(rollout.times, np.arange(17) / 10)
     stamps = [nanoseconds(frame.header.stamp) for frame in rollout.frames]
     np.testing.assert_allclose(np.subtract(stamps, reference) * 1e-9, rollout.times, atol=1e-8)
@@ -294,30 +294,42 @@ def test_continuous_rollouts_pause_for_a_goal(
     listener.wait_for_rollout()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_lifecycle_by_hand_and_clean_exit(
-    ros: Any, checkpoint: Path, robot: Robot, listener: Listener, number: signal.Signals
+    ros: Any, checkpoint: Path, robot: Robot, listener: Listener
 ) -> None:
     """Without autostart nothing happens until the node is configured and activated; it can be
-    deactivated, cleaned up and brought back; the signal of a user or a launcher ends it with 0."""
+    deactivated, cleaned up and brought back; Ctrl-C ends it with 0, playing frames or not."""
 
     def change(transition: int) -> None:
         request = ChangeState.Request(transition=Transition(id=transition))
         response = call(ros, ChangeState, "second_world_model/change_state", request)
         assert response.success, f"transition {transition}"
 
-    parameters = {"checkpoint": str(checkpoint), "autostart": False, "period": 0.2, "threads": 1}
+    parameters = {"checkpoint": str(checkpoint), "autostart": False, "niceness": 0}
     with node("world_model_node", parameters=parameters, name="second_world_model") as process:
-        change(Transition.TRANSITION_CONFIGURE)
-        process.wait_for("loaded", timeout=60.0)
-        change(Transition.TRANSITION_ACTIVATE)
-        listener.wait_for_rollout(timeout=30.0)
-        change(Transition.TRANSITION_DEACTIVATE)
-        change(Transition.TRANSITION_CLEANUP)
-        if number == signal.SIGINT:
+        for _ in range(2):
             change(Transition.TRANSITION_CONFIGURE)
+            process.wait_for("loaded", timeout=60.0)
             change(Transition.TRANSITION_ACTIVATE)
             listener.wait_for_rollout(timeout=30.0)
-        process.send_signal(number)
+            change(Transition.TRANSITION_DEACTIVATE)
+            change(Transition.TRANSITION_CLEANUP)
+        change(Transition.TRANSITION_CONFIGURE)
+        change(Transition.TRANSITION_ACTIVATE)
+        listener.wait_for_rollout(timeout=30.0)
+        process.send_signal(signal.SIGINT)
         assert process.wait(timeout=30.0) == 0
-        assert "Traceback" not in process.output
+        assert "Traceback" not in process.output, process.output
+
+
+def test_termination_ends_a_goal_and_the_process(
+    running: Any, client: ActionClient, robot: Robot
+) -> None:
+    """A launcher's SIGTERM is obeyed in the middle of a long goal."""
+    feedback: list[Imagine.Feedback] = []
+    goal = goal_for(robot, [0.0], steps=1000)
+    finished(client.send_goal_async(goal, lambda f: feedback.append(f.feedback)))
+    wait_until(lambda: sum(f.stage == "denoise" for f in feedback) >= 3, what="three steps")
+    running.send_signal(signal.SIGTERM)
+    assert running.wait(timeout=30.0) == 0
+    assert "Traceback" not in running.output, running.output

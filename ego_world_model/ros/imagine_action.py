@@ -147,6 +147,8 @@ class ImagineAction:
         """In the model's thread: imagine with feedback after every step."""
 
         def feedback(stage: str, step: int, steps: int) -> None:
+            if not self._node.context.ok():
+                return
             elapsed = time.monotonic() - started
             goal.publish_feedback(
                 Imagine.Feedback(stage=stage, step=step, steps=steps, elapsed=elapsed)
@@ -182,6 +184,8 @@ class ImagineAction:
         return Imagine.Result(success=False, message=reason or "cancelled before it started")
 
     def _failed(self, goal: ServerGoalHandle, message: str) -> Imagine.Result:
+        if not self._node.context.ok():  # nobody can be told any more
+            return Imagine.Result(success=False, message=message)
         self._count("goals aborted")
         self._log.error(f"imagine goal failed: {message}")
         goal.abort()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from rclpy._rclpy_pybind11 import RCLError
 from rclpy.lifecycle import LifecycleNode, LifecyclePublisher
 from rclpy.qos_overriding_options import QoSOverridingOptions
 from sensor_msgs.msg import CameraInfo, Image
@@ -89,9 +90,14 @@ class RolloutPublisher:
 
     def _publish_frame(self, frame: tuple[Image, CameraInfo]) -> None:
         image, info = frame
-        self._image.publish(image)
-        # Each frame's calibration carries that frame's stamp, by which subscribers pair the two.
-        self._info.publish(_with_header(info, image))
+        try:
+            self._image.publish(image)
+            # Each frame's calibration carries its stamp, by which subscribers pair the two.
+            self._info.publish(_with_header(info, image))
+        except RCLError:
+            if self._node.context.ok():
+                raise
+            return  # the graph was left between the frame's turn and here
         self._on_frame()
 
     def _advertise(self, kind: type, topic: str, depth: int) -> LifecyclePublisher:
