@@ -260,13 +260,13 @@ class ViewerNode(Node):
         rows = {
             "Camera": f"{rates[IMAGE]:.1f} Hz",
             "Hands": f"{rates[HANDS]:.1f} Hz",
-            "Hands are": f"{self._hands_delay * 1e3:.0f} ms old",
+            "Hands are": age(self._hands_delay),
             "Rollouts": f"{rates[ROLLOUT]:.2f} Hz" if rates[ROLLOUT] else "none yet",
         }
         if self._rollout is not None:
-            age = self.get_clock().now().nanoseconds - nanoseconds(self._rollout.header.stamp)
+            since = self.get_clock().now().nanoseconds - nanoseconds(self._rollout.header.stamp)
             rows["Imagining took"] = f"{self._rollout.latency:.2f} s"
-            rows["Imagined from"] = f"{age * 1e-9:.1f} s ago"
+            rows["Imagined from"] = f"a frame {age(since * 1e-9)}"
         messages = [text for when, text in self._troubles.values() if now - when < 10]
         silent = [topic for topic, meter in self._meters.items() if meter.silent(now)]
         if silent:
@@ -301,6 +301,13 @@ class Meter:
 
     def silent(self, now: float) -> bool:
         return now - self._last > max(_SILENT_AFTER, self._window)
+
+
+def age(seconds: float) -> str:
+    """How old something is, in words; stamps of another clock (a bag's, say) say nothing."""
+    if abs(seconds) > 100:
+        return "of another clock"
+    return f"{seconds * 1e3:.0f} ms old" if abs(seconds) < 1 else f"{seconds:.1f} s old"
 
 
 def drawable(

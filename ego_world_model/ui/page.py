@@ -41,12 +41,25 @@ class LiveView:
         hands: joints in the camera optical frame of this image.
         pixels: (J, 2) where the joints project in this image.
         visibility: (J,) 0..1.
+
+    Raises:
+        ValueError: if a shape does not fit.
     """
 
     image: RGB
     hands: HandJoints | None = None
     pixels: NDArray[np.float64] | None = None
     visibility: NDArray[np.float64] | None = None
+
+    def __post_init__(self) -> None:
+        # Checked here, where the sender can be told, and not in the page's own thread.
+        if self.image.ndim != 3 or self.image.shape[2] != 3 or self.image.dtype != np.uint8:
+            raise ValueError(f"image must be (H, W, 3) uint8 RGB, got {self.image.shape}")
+        joints = 0 if self.hands is None else len(self.hands.valid)
+        for name, shape in (("pixels", (joints, 2)), ("visibility", (joints,))):
+            value = getattr(self, name)
+            if value is not None and value.shape != shape:
+                raise ValueError(f"{name} must be {shape} to match hands, got {value.shape}")
 
 
 @dataclass(frozen=True)
@@ -59,6 +72,9 @@ class ImaginedView:
         trajectory: the motion imagined, at ``times``.
         camera: intrinsics of ``frames``; needed to draw the joints on them.
         note: what made it, shown in the caption, e.g. ``"tiny, 0.8 s"``.
+
+    Raises:
+        ValueError: if a length or shape does not fit.
     """
 
     frames: RGB
@@ -66,6 +82,19 @@ class ImaginedView:
     trajectory: HandTrajectory | None = None
     camera: PinholeCamera | None = None
     note: str = ""
+
+    def __post_init__(self) -> None:
+        if self.frames.ndim != 4 or self.frames.shape[3] != 3 or self.frames.dtype != np.uint8:
+            raise ValueError(f"frames must be (T, h, w, 3) uint8 RGB, got {self.frames.shape}")
+        lengths = {len(self.frames), len(self.times)}
+        if self.trajectory is not None:
+            lengths.add(len(self.trajectory))
+        if len(lengths) != 1 or 0 in lengths:
+            raise ValueError(
+                "frames, times and trajectory must have one entry per frame, got "
+                f"{len(self.frames)} frames, {len(self.times)} times"
+                + ("" if self.trajectory is None else f", {len(self.trajectory)} trajectory steps")
+            )
 
 
 class ViewerPage:
@@ -130,11 +159,6 @@ class ViewerPage:
 
     def show_imagined(self, view: ImaginedView) -> None:
         """The newest rollout; it starts when the one that is playing has reached its end."""
-        if len(view.frames) != len(view.times) or not len(view.times):
-            raise ValueError(
-                f"a rollout needs one time per frame, got {len(view.frames)} frames and "
-                f"{len(view.times)} times"
-            )
         with self._lock:
             self._next = view
 
