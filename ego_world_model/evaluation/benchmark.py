@@ -49,6 +49,7 @@ class ClipResult:
 
     Attributes:
         name: which clip, e.g. "episode 12, frame 0".
+        task, kind: instruction under way at its start, and what kind of task that is.
         scores: {method: {metric: value}}, NaN where a metric does not apply.
         frames: {method: (T, H, W, 3) uint8}, the reference frame first; "truth" among them.
         timings: seconds per stage of the model's rollout.
@@ -57,6 +58,7 @@ class ClipResult:
 
     name: str
     task: str
+    kind: str
     scores: dict[str, dict[str, float]]
     frames: dict[str, NDArray[np.uint8]]
     timings: dict[str, float]
@@ -116,7 +118,8 @@ class Benchmark:
             if method != "truth":
                 scores[method] |= region_scores(video[1:], clip.images[1:], regions)
         name = f"episode {clip.metadata['episode']}, frame {clip.metadata['first_frame']}"
-        return ClipResult(name, clip.task, scores, frames, timings, errors)
+        kind = clip.metadata["kind"]
+        return ClipResult(name, clip.task, kind, scores, frames, timings, errors)
 
     def _imagine(
         self, index: int, clip: Episode, trajectory: HandTrajectory

@@ -75,8 +75,10 @@ def _cut(episode: Episode, index: int, start: int, stride: int, form: ClipFormat
     frames = slice(start, start + stride * (form.num_frames - 1) + 1, stride)
     size = (form.width, form.height)
     assert episode.masks is not None  # checked by the caller
+    kind, task = task_at(episode, start)
     return replace(
         episode,
+        task=task,
         fps=episode.fps / stride,
         images=np.stack([resize(image, *size) for image in episode.images[frames]]),
         masks=_nearest(episode.masks[frames], *size),
@@ -88,8 +90,17 @@ def _cut(episode: Episode, index: int, start: int, stride: int, form: ClipFormat
         hand_valid=episode.hand_valid[frames],
         camera_pose=episode.camera_pose[frames],
         camera=episode.camera.resized(*size),
-        metadata={**episode.metadata, "episode": index, "first_frame": start},
+        metadata={**episode.metadata, "episode": index, "first_frame": start, "kind": kind},
     )
+
+
+def task_at(episode: Episode, frame: int) -> tuple[str, str]:
+    """(kind, instruction) of the task under way at a frame; simulated episodes list their tasks."""
+    tasks = [entry for entry in episode.metadata.get("tasks", ()) if entry[0] <= frame]
+    if not tasks:
+        return "any", episode.task
+    _, kind, instruction = tasks[-1]
+    return kind, instruction
 
 
 def _nearest(stack: NDArray, width: int, height: int) -> NDArray:

@@ -57,10 +57,6 @@ class Evaluation:
 
     def summary(self) -> dict[str, Any]:
         """Everything in results.json except the per-clip numbers."""
-        timings = {
-            f"{stage}_s": float(np.median([clip.timings.get(stage, 0.0) for clip in self.clips]))
-            for stage in self.clips[0].timings
-        }
         return {
             "about": self.about,
             "methods": {
@@ -70,10 +66,19 @@ class Evaluation:
             "control_error_pooled": {
                 method: pooled_errors(self.clips, method) for method in ("truth", *METHODS)
             },
-            "rollout_median": timings | {"total_s": sum(timings.values())},
+            "rollout_median_s": self.rollout_seconds(),
             "obedience": obedience_summary(self.futures) if self.futures else None,
             "floor": [asdict(check) for check in self.floor()],
         }
+
+    def rollout_seconds(self) -> dict[str, float]:
+        """Median seconds of each stage of a rollout, and of the whole."""
+        stages = {
+            stage: float(np.median([clip.timings[stage] for clip in self.clips]))
+            for stage in self.clips[0].timings
+        }
+        whole = [sum(clip.timings.values()) for clip in self.clips]
+        return stages | {"total": float(np.median(whole))}
 
     def floor(self) -> list[Check]:
         """The shipping floor, number by number."""
@@ -141,7 +146,13 @@ def write_report(evaluation: Evaluation, out: str | Path, *, strips: int = 4) ->
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     clips = [
-        {"name": c.name, "task": c.task, "scores": c.scores, "timings": c.timings}
+        {
+            "name": c.name,
+            "task": c.task,
+            "kind": c.kind,
+            "scores": c.scores,
+            "timings": c.timings,
+        }
         for c in evaluation.clips
     ]
     results = _plain(evaluation.summary() | {"clips": clips})
@@ -230,12 +241,26 @@ def _markdown(evaluation: Evaluation, strips: list[tuple[str, str]]) -> str:
                 f"| {method} | {name} | {row['n']} | {row['mean']:.2f} | {row['median']:.2f} | "
                 f"{row['p90']:.2f} |"
             )
+    lines += _by_kind(evaluation.clips)
+    seconds = [f"{stage} {value:.3f}" for stage, value in evaluation.rollout_seconds().items()]
+    lines += ["", f"Median seconds of a rollout during this run: {', '.join(seconds)}."]
     if evaluation.futures:
         lines += ["", "## Different futures from one image", "", "| | |", "|---|---|"]
         lines += [f"| {k} | {v:.3g} |" for k, v in obedience_summary(evaluation.futures).items()]
     lines += ["", "## Strips", ""]
     lines += [f"{caption}\n\n![{caption}]({file})\n" for caption, file in strips]
     return "\n".join(lines)
+
+
+def _by_kind(clips: Sequence[ClipResult]) -> list[str]:
+    """Lines of a table: the model's numbers for each kind of task."""
+    metrics = ("hand_psnr", "hand_psnr_above_copy_first", "hand_iou", "moving_control_error_px")
+    lines = ["", "## By task", "", f"| | n | {' | '.join(metrics)} |", "|---|---|---|---|---|---|"]
+    for kind in sorted({clip.kind for clip in clips}):
+        some = [clip for clip in clips if clip.kind == kind]
+        row = summarize(some)["model"]
+        lines.append(f"| {kind} | {len(some)} | {' | '.join(str(row[m]) for m in metrics)} |")
+    return lines
 
 
 def _count(values: Sequence[Estimate | None]) -> str:
