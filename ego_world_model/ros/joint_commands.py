@@ -28,12 +28,13 @@ def executable_trajectory(
     """The part of a trajectory that lies ahead, from the present position on.
 
     Args:
-        now: nanoseconds on the clock of ``header.stamp``; a zero stamp means "start now".
-        q: (nq,) rad now; joints that are not named keep it.
+        now: when the robot begins, nanoseconds on the clock of ``header.stamp``; a zero stamp
+            means "as soon as possible".
+        q: (nq,) rad at that time; joints that are not named keep it.
         max_speed: rad/s that no joint may exceed, on the way to the first point too.
 
     Returns:
-        times (T,) seconds from now with times[0] = 0, and q (T, nq) rad.
+        times (T,) seconds from ``now`` with times[0] = 0, and q (T, nq) rad.
 
     Raises:
         MessageError: also for positions beyond the joint limits, and for a trajectory that is over.

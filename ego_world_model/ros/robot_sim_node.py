@@ -298,12 +298,14 @@ class RobotSimNode(Node):
             self._diagnostics.warn("trajectories rejected", "the simulation is still starting")
             return
         now, simulated = self._now()
+        reaction = self._simulation.reaction
+        begin = simulated + reaction
         try:
             times, q = executable_trajectory(
                 message,
                 self._robot,
-                now=now,
-                q=plan.at(simulated),
+                now=now + round(reaction * 1e9),
+                q=plan.at(begin),
                 max_speed=self._max_speed,
                 topic=self.resolve_topic_name(JOINT_TRAJECTORY),
             )
@@ -311,7 +313,7 @@ class RobotSimNode(Node):
             self._diagnostics.warn("trajectories rejected", str(error))
             return
         self._diagnostics.count("trajectories followed")
-        self._simulation.follow(simulated, times, q)
+        self._simulation.follow(begin, times, q)
 
     # --------------------------------------------------------------- reporting
 

@@ -8,16 +8,18 @@ second cannot wait for that: between pictures the owner reads the newest plan in
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import socket
 import subprocess
 import sys
 import threading
-import time
 import traceback
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
+from time import monotonic, perf_counter
 from typing import Any
 
 import numpy as np
@@ -25,6 +27,7 @@ from numpy.typing import NDArray
 
 FINE_STEP, FINE_SPAN, COARSE_STEP = 0.02, 0.4, 0.05  # seconds between the samples of a plan
 PLAN_PERIOD = 0.2  # seconds of simulated time between plans, at most
+REACTION = 0.1  # seconds from a command to the motion, beside the time that a picture takes
 
 
 @dataclass(frozen=True)
@@ -126,6 +129,8 @@ class RemoteTableTop:
         self._lock = threading.Lock()
         self._looking = threading.Event()
         self._closing = False
+        self._asked = 0.0
+        self._answers: deque[float] = deque([0.0], maxlen=10)
         self._callbacks = {Plan: on_plan, Picture: on_picture, Failure: on_failure}
         self._send((embodiment, horizon, resume_after, options))
         self._thread = threading.Thread(target=self._receive, name="simulation", daemon=True)
@@ -140,11 +145,21 @@ class RemoteTableTop:
         if self._looking.is_set():
             return False
         self._looking.set()
+        self._asked = monotonic()
         self._send(_Look(time, depth))
         return True
 
+    @property
+    def reaction(self) -> float:
+        """Seconds from a command to the motion: longer where the simulation is slow."""
+        return min(1.0, REACTION + 1.5 * max(self._answers))
+
     def follow(self, time: float, times: NDArray[np.float64], q: NDArray[np.float64]) -> None:
-        """Obeys a joint trajectory that starts at simulated ``time``; see ``TableTop.follow``."""
+        """Obeys a joint trajectory from simulated ``time`` on; see ``TableTop.follow``.
+
+        Give a time ahead by ``reaction``, so that the new plan is here when it begins; a plan that
+        comes late makes the joints jump to where they should be by then.
+        """
         self._send(_Follow(time, times, q))
 
     def close(self, timeout: float = 5.0) -> None:
@@ -172,6 +187,7 @@ class RemoteTableTop:
             except (EOFError, OSError):
                 break
             if isinstance(message, Picture):
+                self._answers.append(monotonic() - self._asked)
                 self._looking.clear()
             failed = failed or isinstance(message, Failure)
             if not self._closing:
@@ -185,15 +201,17 @@ def serve(descriptor: int) -> None:
     """The simulation's process: obeys until the other end closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # ctrl-C reaches the group; the owner decides
     connection = Connection(descriptor)
-    with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
+    with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):  # the owner is gone
         try:
             _Server(connection).run()
-        except (EOFError, BrokenPipeError, ConnectionResetError):
-            raise
+        except (EOFError, ConnectionError):
+            pass
         except ValueError as error:  # the user's settings
             connection.send(Failure(str(error)))
         except Exception:
             connection.send(Failure(traceback.format_exc()))
+    # Nothing here needs saving, and a planning thread may be busy for seconds: do not wait for it.
+    os._exit(0)
 
 
 class _Server:
@@ -211,50 +229,68 @@ class _Server:
         )
         self._grid = np.append(self._grid, horizon)
         self._planned = (-np.inf, "")
-        self._idle_from = np.inf
+        self._pending: _Follow | None = None
+        self._resume_at = np.inf
+        self._slip = 0.0  # seconds by which the table's clock runs behind the owner's
+
+    @property
+    def _time(self) -> float:
+        """The table's time on the owner's clock."""
+        return self._table.time + self._slip
 
     def run(self) -> None:
         self._table.render(depth=True)  # compiles shaders, before the clock starts
         self._send_plan()
-        try:
-            while (message := self._connection.recv()) is not None:
-                if isinstance(message, _Follow):
-                    self._follow(message)
-                else:
-                    self._look(message)
-        finally:
-            self._table.close()
+        while (message := self._connection.recv()) is not None:
+            if isinstance(message, _Follow):
+                self._pending = message
+                self._send_plan()
+            else:
+                self._look(message)
 
     def _look(self, message: _Look) -> None:
         self._reach(message.time)
         start, instruction = self._planned
-        if self._table.time - start >= PLAN_PERIOD - 1e-6 or self._table.task != instruction:
+        if self._time - start >= PLAN_PERIOD - 1e-6 or self._table.task != instruction:
             self._send_plan()
-        begin = time.perf_counter()
+        begin = perf_counter()
         seen = self._table.render(depth=message.depth)
         depth = None
         if seen.depth is not None:
             depth = np.clip(np.round(seen.depth * 1000.0), 0, 65535).astype(np.uint16)
-        spent = time.perf_counter() - begin
-        self._connection.send(Picture(self._table.time, seen.rgb, depth, spent))
-
-    def _follow(self, message: _Follow) -> None:
-        self._reach(message.time)
-        self._table.follow(message.times, message.q)
-        if self._resume_after is not None:
-            self._idle_from = self._table.time + float(message.times[-1]) + self._resume_after
-        self._send_plan()
+        spent = perf_counter() - begin
+        self._connection.send(Picture(message.time, seen.rgb, depth, spent))
 
     def _reach(self, moment: float) -> None:
-        if moment > self._table.time:
-            self._table.advance(moment - self._table.time)
-        if self._table.time >= self._idle_from:
-            self._idle_from = np.inf
+        """Lets the table come to ``moment`` of the owner's clock, and do what is due until then."""
+        pending = self._pending
+        if pending is not None and moment >= pending.time:
+            self._advance_to(pending.time)
+            self._table.follow(pending.times, pending.q)
+            self._pending = None
+            if self._resume_after is not None:
+                self._resume_at = self._time + float(pending.times[-1]) + self._resume_after
+        self._advance_to(moment)
+        if self._time >= self._resume_at:
+            self._resume_at = np.inf
+            # The robot rests while this is planned. Its tasks begin when the plan is there, not
+            # when planning began: the owner has shown that rest, and joints must not jump.
+            begin = perf_counter()
             self._table.resume_tasks()
+            self._slip += perf_counter() - begin + REACTION
             self._send_plan()
 
+    def _advance_to(self, moment: float) -> None:
+        if moment > self._time:
+            self._table.advance(moment - self._time)
+
     def _send_plan(self) -> None:
-        table = self._table
+        table, pending = self._table, self._pending
         q = table.plan(self._grid)
-        self._planned = (table.time, table.task)
-        self._connection.send(Plan(table.time, self._grid, q, table.task, table.task_name))
+        if pending is not None:  # until its time comes, the present plan goes on
+            offset = pending.time - self._time
+            then = self._grid > offset
+            columns = [np.interp(self._grid[then] - offset, pending.times, c) for c in pending.q.T]
+            q[then] = np.stack(columns, axis=1)
+        self._planned = (self._time, table.task)
+        self._connection.send(Plan(self._time, self._grid, q, table.task, table.task_name))
