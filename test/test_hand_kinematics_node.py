@@ -25,7 +25,7 @@ from ego_world_model.ros.conversions import (
     rgb_from_image,
 )
 
-START = 90.0  # seconds that imports may take on a busy machine
+START = 200.0  # seconds that imports may take on a busy machine
 # Patient with this process, whose joint states a busy machine may delay; the strict defaults are
 # tested without processes in test_joint_buffer.py.
 SETTINGS = {"silence_timeout": 1.0, "joint_tolerance": 0.5, "joint_wait": 0.5}

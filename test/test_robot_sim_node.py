@@ -28,7 +28,7 @@ from ego_world_model.ros.qos import advertise
 
 # Small and slow pictures: the tests are about the robot, not about the renderer's speed.
 QUICK = {"width": 160, "height": 120, "camera_rate": 5.0, "seed": 4}
-START = 90.0  # seconds that building and planning the first task may take on a busy machine
+START = 200.0  # seconds that building and planning the first task may take on a busy machine
 
 
 class Robot:
