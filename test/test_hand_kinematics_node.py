@@ -51,7 +51,7 @@ def reports(ros_node) -> Reports:
 def flows(hands: list[HandJoints], count: int = 5) -> None:
     """Waits for ``count`` new messages."""
     before = len(hands)
-    wait_until(lambda: len(hands) >= before + count, timeout=20, what="hands/joints flows")
+    wait_until(lambda: len(hands) >= before + count, timeout=60, what="hands/joints flows")
 
 
 def test_hands_of_a_frame_are_those_of_kinematics_at_its_stamp(process, ros_node, hands):
@@ -99,7 +99,7 @@ def test_markers_overlay_and_points_follow_their_subscribers(process, ros_node, 
         markers = inbox.listen(MarkerArray, "hands/markers")
         overlays = inbox.listen(Image, "hands/overlay/image_raw")
         clouds = inbox.listen(PointCloud2, "hands/points")
-        wait_until(lambda: markers and overlays and clouds, timeout=20, what="markers, pictures")
+        wait_until(lambda: markers and overlays and clouds, timeout=60, what="markers, pictures")
     spheres, lines = markers[-1].markers
     assert (spheres.type, lines.type) == (Marker.SPHERE_LIST, Marker.LINE_LIST)
     assert len(spheres.points) == sum(hands[-1].valid) == len(spheres.colors)

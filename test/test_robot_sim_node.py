@@ -64,7 +64,7 @@ def robot(process, ros_node) -> Robot:
     robot = Robot(ros_node)
     wait_until(
         lambda: len(robot.depths) > 3 and len(robot.plans) > 3 and len(robot.joints) > 50,
-        timeout=30,
+        timeout=120,
         what="the simulated robot publishes",
     )
     return robot
@@ -145,13 +145,13 @@ def test_robot_follows_a_joint_trajectory_and_goes_back_to_its_tasks(robot, proc
     commands.publish(joint_trajectory_to_message([2.0, 2.5], [goal, goal], ROBOT.joint_names))
     wait_until(
         lambda: np.abs(np.array(robot.joints[-1].position) - goal).max() < 0.01,
-        timeout=10,
+        timeout=60,
         what="the robot reaches the trajectory's end",
     )
     wait_until(lambda: reports.values.get("trajectories followed") == "1", what="it is counted")
     wait_until(
         lambda: np.abs(np.array(robot.joints[-1].position) - goal).max() > 0.05,
-        timeout=40,
+        timeout=120,
         what="the scripted tasks go on",
     )
     q = np.array([j.position for j in robot.joints])
