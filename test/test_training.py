@@ -57,10 +57,15 @@ def world_model_trainer(cache: ClipCache, folder: Path, steps: int) -> Trainer:
     rng = np.random.default_rng(0)
     draw = _batches(
         ClipSampler(cache, rng, augmentation=Augmentation()),
-        [Stage(until=0.5, frames=3, batch=2, max_stride=2), Stage(frames=5, batch=2)],
+        [Stage(until=0.5, frames=3, batch=3, max_stride=2), Stage(frames=5, batch=2)],
     )
     settings = LoopSettings(
-        max_steps=steps, learning_rate=3e-3, warmup_steps=3, precision="fp32", log_steps=1
+        max_steps=steps,
+        learning_rate=3e-3,
+        warmup_steps=3,
+        precision="fp32",
+        log_steps=1,
+        workers=2,
     )
     return Trainer(objective, draw, rng, folder, settings, report=lambda line: None)
 

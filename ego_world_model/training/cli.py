@@ -119,5 +119,16 @@ def keypoints(config: ConfigFile) -> None:
     train_keypoints(config)
 
 
+@app.command("curve")
+def curve(
+    run: Annotated[Path, typer.Argument(help="Folder of a training run.")],
+    output: Annotated[Path, typer.Argument(help="Where to write OUTPUT.json and OUTPUT.png.")],
+) -> None:
+    """Draw a run's learning curve."""
+    from ego_world_model.training.curve import save_curve
+
+    save_curve(run, output)
+
+
 def _say(line: str) -> None:
     typer.echo(line)

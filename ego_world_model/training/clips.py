@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,17 @@ class ClipBatch:
     def reference(self) -> Tensor:
         """(B, 3, H, W)."""
         return self.video[:, 0]
+
+    def __len__(self) -> int:
+        return len(self.video)
+
+    def split(self, parts: int) -> list[ClipBatch]:
+        """The clips dealt out to ``parts`` batches of nearly equal size (fewer if there are too
+        few clips)."""
+        chunks = ((f.name, getattr(self, f.name).tensor_split(parts)) for f in fields(self))
+        columns = dict(chunks)
+        rows = (ClipBatch(**{n: c[i] for n, c in columns.items()}) for i in range(parts))
+        return [row for row in rows if len(row)]
 
 
 class ClipCache:

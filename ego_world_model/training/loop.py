@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import json
 import math
+import signal
+import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +21,8 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
+from accelerate.utils import AutocastKwargs
+from torch import nn
 
 from ego_world_model.training.state import Average, load_state, save_state
 
@@ -38,6 +42,9 @@ class LoopSettings:
         average_decay: of the exponential moving average that is shipped.
         precision: "fp32", "bf16", or "auto" (whichever this machine multiplies faster).
         save_minutes, validate_minutes, log_steps: how often.
+        workers: batches are dealt out to so many threads, each computing on one core. On a CPU
+            this beats parallel operators, above all where other programs need the cores, too:
+            threads meet once a step instead of at every operation. 1 for operators in parallel.
         seed: of everything random.
     """
 
@@ -54,6 +61,7 @@ class LoopSettings:
     save_minutes: float = 3.0
     validate_minutes: float = 4.0
     log_steps: int = 25
+    workers: int = 1
     seed: int = 0
 
 
@@ -61,8 +69,8 @@ class Trainer:
     """Minimises ``objective.step`` on batches until the run is over.
 
     Args:
-        objective: module whose ``forward(batch, progress)`` returns a dict of scalar losses with
-            the key "loss"; its trainable parameters are those that require gradients.
+        objective: module whose ``forward(batch, progress, generator)`` returns a dict of scalar
+            losses with the key "loss"; its trainable parameters are those that require gradients.
         next_batch: called with the progress in [0, 1]; draws a batch with the loop's generator.
         folder: holds ``log.jsonl``, ``validation.jsonl`` and the resumable state.
         validate: called now and then with averaged weights in place and (step, progress); returns
@@ -85,13 +93,20 @@ class Trainer:
         self.folder, self.settings = folder, settings
         self.validate, self.report = validate, report
         folder.mkdir(parents=True, exist_ok=True)
-        self.accelerator = Accelerator(mixed_precision=choose_precision(settings.precision))
+        # Weights are used once a step: caching their casts would only tie the workers together.
+        self.accelerator = Accelerator(
+            mixed_precision=choose_precision(settings.precision),
+            kwargs_handlers=[AutocastKwargs(cache_enabled=False)],
+        )
+        self.threads = torch.get_num_threads()
+        self.pool = ThreadPoolExecutor(max_workers=settings.workers)
         self.trained = [p for p in objective.parameters() if p.requires_grad]
         optimiser = torch.optim.AdamW(
             self.trained,
             lr=settings.learning_rate,
             betas=(0.9, 0.99),
             weight_decay=settings.weight_decay,
+            fused=True,  # one pass over the weights: six times faster than the default on a CPU
         )
         self.average = Average(objective, settings.average_decay)
         self.model, self.optimiser = self.accelerator.prepare(objective, optimiser)
@@ -109,11 +124,17 @@ class Trainer:
         return min(1.0, done)
 
     def run(self, *, stop: Callable[[int], bool] | None = None) -> None:
-        """Train until progress is 1, or ``stop(step)`` says so; the state is saved either way."""
+        """Train until progress is 1, ``stop(step)`` says so, or a first Ctrl-C or SIGTERM arrives;
+        the state is saved in every case."""
+        with _Interruption(self.report) as interruption:
+            self._run(lambda step: interruption.asked or (stop is not None and stop(step)))
+
+    def _run(self, stop: Callable[[int], bool]) -> None:
+        self._use_threads(1 if self.settings.workers > 1 else self.threads)
         s, started, before = self.settings, time.monotonic(), self.elapsed
         saved = validated = self.elapsed
         recent: dict[str, list[float]] = {}
-        while self.progress < 1 and not (stop is not None and stop(self.step)):
+        while self.progress < 1 and not stop(self.step):
             losses = self._train_step()
             self.step += 1
             self.elapsed = before + time.monotonic() - started
@@ -137,9 +158,7 @@ class Trainer:
         progress = self.progress
         for group in self.optimiser.param_groups:
             group["lr"] = self._learning_rate(progress)
-        batch = self.next_batch(progress)
-        losses: dict[str, Tensor] = self.model(batch, progress)
-        self.accelerator.backward(losses["loss"])
+        losses = self._gradients(self.next_batch(progress), progress)
         norm = self.accelerator.clip_grad_norm_(self.trained, self.settings.clip_norm)
         if not torch.isfinite(norm):
             raise FloatingPointError(
@@ -149,7 +168,23 @@ class Trainer:
         self.optimiser.step()
         self.optimiser.zero_grad()
         self.average.update(self.objective)
-        return {name: float(value.detach()) for name, value in losses.items()}
+        return losses
+
+    def _gradients(self, batch: Any, progress: float) -> dict[str, float]:
+        """Add up the gradients of a batch, dealt out to the workers; returns its mean losses."""
+        parts = batch.split(self.settings.workers)
+        seeds = [int(seed) for seed in self.rng.integers(2**62, size=len(parts))]
+
+        def work(part: Any, seed: int) -> dict[str, float]:
+            share = len(part) / len(batch)
+            losses = self.model(part, progress, torch.Generator().manual_seed(seed))
+            self.accelerator.backward(losses["loss"] * share)
+            return {name: float(value.detach()) * share for name, value in losses.items()}
+
+        if len(parts) == 1:
+            return work(parts[0], seeds[0])
+        results = list(self.pool.map(work, parts, seeds))
+        return {name: sum(result[name] for result in results) for name in results[0]}
 
     def _learning_rate(self, progress: float) -> float:
         s = self.settings
@@ -171,12 +206,14 @@ class Trainer:
     def _validate(self) -> None:
         self.average.swap(self.objective)
         self.objective.eval()
+        self._use_threads(self.threads)
         try:
             with torch.no_grad():
                 numbers = self.validate(self.step, self.progress)
         finally:
             self.objective.train()
             self.average.swap(self.objective)
+            self._use_threads(1 if self.settings.workers > 1 else self.threads)
         self._append(
             "validation.jsonl",
             {"step": self.step, "minutes": round(self.elapsed / 60, 3), **numbers},
@@ -185,6 +222,17 @@ class Trainer:
             f"validation at step {self.step}: "
             + " ".join(f"{k} {v:.3f}" for k, v in numbers.items() if isinstance(v, float))
         )
+
+    def _use_threads(self, count: int) -> None:
+        """Threads of each operator, here and in the workers (the setting belongs to a thread)."""
+        torch.set_num_threads(count)
+        barrier = threading.Barrier(self.settings.workers)
+
+        def setting(_: int) -> None:
+            barrier.wait()  # keeps one worker from taking two of these
+            torch.set_num_threads(1)
+
+        list(self.pool.map(setting, range(self.settings.workers)))
 
     def _append(self, name: str, entry: dict[str, Any]) -> None:
         with (self.folder / name).open("a") as file:
@@ -196,6 +244,33 @@ class Trainer:
         save_state(
             self.folder, self.objective, self.average, self.optimiser.optimizer, self.rng, numbers
         )
+
+
+class _Interruption:
+    """Turns the first Ctrl-C or SIGTERM into a request, so that a step is never cut in half."""
+
+    def __init__(self, report: Callable[[str], None]) -> None:
+        self.report, self.asked = report, False
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> _Interruption:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._ask)
+        return self
+
+    def _ask(self, number: int, frame: object) -> None:
+        self.asked = True
+        self.report("stopping after this step; run the same command again to continue")
+        self._restore()  # a second one interrupts at once
+
+    def _restore(self) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before = {}
+
+    def __exit__(self, *_: object) -> None:
+        self._restore()
 
 
 def choose_precision(precision: str) -> str:

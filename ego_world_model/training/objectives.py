@@ -26,13 +26,16 @@ class AutoencoderObjective(nn.Module):
         super().__init__()
         self.autoencoder, self.weights, self.latent_noise = autoencoder, weights, latent_noise
 
-    def forward(self, batch: ClipBatch, progress: float) -> dict[str, Tensor]:
+    def forward(
+        self, batch: ClipBatch, progress: float, generator: torch.Generator | None = None
+    ) -> dict[str, Tensor]:
         target = batch.video[:, 1:]  # (B, T-1, 3, H, W)
         latents = self.autoencoder.encode_frames(target.flatten(0, 1))
         latents = latents.unflatten(0, target.shape[:2])
         if self.training:
-            strength = self.latent_noise * torch.rand(*target.shape[:2], 1, 1, 1)
-            latents = latents + strength * torch.randn_like(latents)
+            strength = torch.rand(*target.shape[:2], 1, 1, 1, generator=generator)
+            noise = torch.randn(latents.shape, generator=generator)
+            latents = latents + self.latent_noise * strength * noise
         decoded = self.autoencoder.decode_frames(latents, batch.reference)
         return {"loss": pixel_loss(decoded, target, self.weights(batch.masks))}
 
@@ -49,10 +52,10 @@ class NoiseSettings:
     pure: float = 0.6
     lowest: float = 0.1
 
-    def draw(self, count: int) -> Tensor:
+    def draw(self, count: int, generator: torch.Generator | None = None) -> Tensor:
         """(count,) noise levels."""
-        sigma = self.lowest + (1 - self.lowest) * torch.rand(count)
-        return torch.where(torch.rand(count) < self.pure, torch.ones(count), sigma)
+        level, pure = torch.rand(2, count, generator=generator)
+        return torch.where(pure < self.pure, 1.0, self.lowest + (1 - self.lowest) * level)
 
 
 class WorldModelObjective(nn.Module):
@@ -98,18 +101,20 @@ class WorldModelObjective(nn.Module):
         self.autoencoder.eval()  # its latent statistics are fixed by now
         return self
 
-    def forward(self, batch: ClipBatch, progress: float) -> dict[str, Tensor]:
+    def forward(
+        self, batch: ClipBatch, progress: float, generator: torch.Generator | None = None
+    ) -> dict[str, Tensor]:
         self._thaw(progress)
         with torch.no_grad():
             clean = self.autoencoder.encode(batch.video.transpose(1, 2))  # (B, C, T, h, w)
         condition = self.condition(batch, clean[:, :, 0])
-        sigma = self.noise.draw(len(clean))
+        sigma = self.noise.draw(len(clean), generator)
         s = sigma.view(-1, 1, 1, 1, 1)
-        noisy = (1 - s) * clean + s * torch.randn_like(clean)
+        noisy = (1 - s) * clean + s * torch.randn(clean.shape, generator=generator)
         predicted = self.backbone(noisy, sigma, condition)
         weight = self.weights(batch.masks)  # (B, T-1, H, W)
         losses = {"latent": latent_loss(predicted[:, :, 1:], clean[:, :, 1:], weight)}
-        losses["pixel"] = self._pixel(predicted, batch, weight)
+        losses["pixel"] = self._pixel(predicted, batch, weight, generator)
         losses["loss"] = losses["latent"] + self.pixel_weight * losses["pixel"]
         return losses
 
@@ -121,9 +126,15 @@ class WorldModelObjective(nn.Module):
             )
         return Condition.from_control(reference, signal.motion, signal.geometry)
 
-    def _pixel(self, predicted: Tensor, batch: ClipBatch, weight: Tensor) -> Tensor:
+    def _pixel(
+        self,
+        predicted: Tensor,
+        batch: ClipBatch,
+        weight: Tensor,
+        generator: torch.Generator | None,
+    ) -> Tensor:
         future = batch.video.shape[1] - 1
-        chosen = torch.randperm(future)[: self.pixel_frames]
+        chosen = torch.randperm(future, generator=generator)[: self.pixel_frames]
         latents = predicted[:, :, 1:][:, :, chosen].transpose(1, 2)
         decoded = self.autoencoder.decode_frames(latents, batch.reference)
         return pixel_loss(decoded, batch.video[:, 1:][:, chosen], weight[:, chosen])

@@ -101,8 +101,18 @@ def load_state(
     optimiser.load_state_dict(
         {"state": state, "param_groups": optimiser.state_dict()["param_groups"]}
     )
+    _match_layout(optimiser)
     rng.bit_generator.state = numbers.pop("rng")
     return numbers
+
+
+def _match_layout(optimiser: torch.optim.Optimizer) -> None:
+    """Give moments their parameters' memory layout (channels last, say): the file holds none, and
+    a fused step walks through parameter and moments alike."""
+    for parameter, slots in optimiser.state.items():
+        for name, value in slots.items():
+            if value.shape == parameter.shape:
+                slots[name] = torch.empty_like(parameter).copy_(value)
 
 
 def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
