@@ -113,10 +113,7 @@ class JointControl(nn.Module):
         features = features * visibility[..., None]
         motion, structure = self._splat(grid, features, self._embed(grid), height, width)
         geometry = causal_head(
-            torch.cat([structure, motion], dim=1),
-            self.causal_conv1,
-            self.causal_conv2,
-            self.cross_norm,
+            structure, motion, self.causal_conv1, self.causal_conv2, self.cross_norm
         )
         motion, geometry = (
             maps.unflatten(-1, (height, width)).to(reference_latent.dtype)
