@@ -224,13 +224,13 @@ class Listener:
         values = self.status.values if self.status else []
         return {pair.key: pair.value for pair in values}.get(key, "")
 
-    def wait_for_rollout(self, *, timeout: float = 20.0) -> Rollout:
+    def wait_for_rollout(self, *, timeout: float = 60.0) -> Rollout:
         """A rollout that arrives from now on."""
         count = len(self.rollouts)
         wait_until(lambda: len(self.rollouts) > count, timeout=timeout, what="a rollout")
         return self.rollouts[count]
 
-    def wait_for_status(self, text: str, *, timeout: float = 15.0) -> DiagnosticStatus:
+    def wait_for_status(self, text: str, *, timeout: float = 60.0) -> DiagnosticStatus:
         """Diagnostics of the node whose message contains ``text``."""
 
         def said() -> bool:
@@ -293,7 +293,7 @@ def call(ros_node: Any, kind: type, service: str, request: Any, *, timeout: floa
         ros_node.destroy_client(client)
 
 
-def finished(future: Any, *, timeout: float = 30.0) -> Any:
+def finished(future: Any, *, timeout: float = 60.0) -> Any:
     """The result of a ROS future that another thread completes."""
     wait_until(future.done, timeout=timeout, what="a ROS future")
     return future.result()

@@ -84,6 +84,26 @@ def test_camera_moves_with_the_waist(kinematics: HandKinematics) -> None:
     assert np.degrees(np.arccos((np.trace(expected[:3, :3]) - 1) / 2)) == pytest.approx(18.3, abs=1)
 
 
+def test_frame_older_than_a_new_plan_moves_as_the_old_plan_said(
+    kinematics: HandKinematics,
+) -> None:
+    """The old plan bends the elbow until the new one, 0.4 s after the frame, holds it there."""
+    robot = kinematics.robot
+    elbow = robot.joint_names.index("left_elbow_joint")
+    old = plan(kinematics, np.arange(0.0, 3.0, 0.05), left_elbow_joint=0.4)
+    header = Header(stamp=stamp_from_nanoseconds(START + 400_000_000))
+    target = np.array([[robot.neutral[elbow] + 0.4], [robot.neutral[elbow] + 0.4]])
+    message = joint_trajectory_to_message([1.0, 3.0], target, ["left_elbow_joint"], header=header)
+    new = JointPlan.from_message(message, kinematics, received=START, topic="plan").after(old)
+    got = new.trajectory(START, TIMES, robot.neutral)
+    expected = np.repeat(robot.neutral[None], len(TIMES), axis=0)
+    # the old plan until the new one's first point at 1.4 s, which jumps down to 0.4 rad
+    expected[:14, elbow] += 0.4 * TIMES[:14]
+    expected[14:, elbow] += 0.4
+    wanted = kinematics.trajectory(TIMES, expected)
+    np.testing.assert_allclose(got.positions, wanted.positions, atol=1e-5)
+
+
 def test_zero_stamp_means_from_now(kinematics: HandKinematics) -> None:
     moving = plan(kinematics, np.arange(0.1, 2.0, 0.1), stamp=0, left_elbow_joint=0.1)
     assert moving.stamp == START

@@ -69,12 +69,12 @@ def planned(checkpoint: Path, robot: Robot, listener: Listener) -> Iterator[Node
 def healthy(robot: Robot, listener: Listener, *publishes: str) -> None:
     """Publish sound inputs and see that the node imagines again."""
     robot.publishes = set(publishes or ("image", "info", "joints", "plan"))
-    listener.wait_for_rollout(timeout=40.0)
+    listener.wait_for_rollout(timeout=60.0)
 
 
 def said(process: NodeProcess, listener: Listener, text: str) -> None:
     """``text`` is in the log and in the node's status on /diagnostics."""
-    process.wait_for(text, timeout=20.0)
+    process.wait_for(text, timeout=60.0)
     listener.wait_for_status(text)
 
 
@@ -83,7 +83,7 @@ def said(process: NodeProcess, listener: Listener, text: str) -> None:
 
 def test_nothing_arrives(planned: NodeProcess, robot: Robot, listener: Listener) -> None:
     """The first start on a machine without a robot: all four inputs are named with their topics."""
-    line = planned.wait_for("no camera images", timeout=30.0)
+    line = planned.wait_for("no camera images", timeout=60.0)
     for what, key in [
         ("camera images", "image"),
         ("camera calibration", "info"),
@@ -203,7 +203,7 @@ def test_broken_message_is_named_and_left_out(
             last = time.monotonic()
         return text in planned.output and text in listener.status.message
 
-    wait_until(seen, timeout=30.0, what=f"{text!r} in the log and /diagnostics")
+    wait_until(seen, timeout=60.0, what=f"{text!r} in the log and /diagnostics")
     listener.wait_for_rollout()
 
 
@@ -251,7 +251,7 @@ def test_resolution_changes_while_running(
         "320x240",
     )
     robot.info_size = None
-    after = listener.wait_for_rollout(timeout=30.0).camera_info
+    after = listener.wait_for_rollout(timeout=60.0).camera_info
     assert (after.width, after.height) == (before.width, before.height)
     np.testing.assert_allclose(after.k, before.k, atol=1e-6)
     robot.size = (160, 120)
@@ -376,13 +376,13 @@ def test_predicted_hands(checkpoint: Path, robot: Robot, listener: Listener) -> 
         ({"valid": [True]}, "/hands/predicted: valid has 1 entries, 782 expected"),
     ]
     with world_model(checkpoint, silence_timeout=SILENCE, motion_source="predicted") as process:
-        rollout = listener.wait_for_rollout(timeout=40.0)
+        rollout = listener.wait_for_rollout(timeout=60.0)
         assert rollout.trajectory.source == "test"
         for changes, text in wrong:
             robot.hand_changes = changes
             said(process, listener, text)
             robot.hand_changes = {}
-            listener.wait_for_rollout(timeout=30.0)
+            listener.wait_for_rollout(timeout=60.0)
         robot.publishes.discard("hands")
         said(process, listener, "no hand trajectory on /hands/predicted any more")
     robot.publishes = set()
@@ -426,7 +426,7 @@ def test_refuses_to_start_with_a_broken_checkpoint(
     folder = random_checkpoint(tmp_path / "checkpoint")
     text = damage(folder)
     with node("world_model_node", parameters={"checkpoint": str(folder)}) as process:
-        assert process.wait(timeout=120.0) == 1
+        assert process.wait(timeout=240.0) == 1
         process_said = process.output
     assert text in process_said
     assert "cannot start: world model checkpoint" in process_said
@@ -435,7 +435,7 @@ def test_refuses_to_start_with_a_broken_checkpoint(
 
 def test_refuses_to_start_with_an_unknown_name(ros_domain: int) -> None:
     with node("world_model_node", parameters={"checkpoint": "enormous"}) as process:
-        assert process.wait(timeout=120.0) == 1
+        assert process.wait(timeout=240.0) == 1
         assert "enormous" in process.output
         assert "the name of a shipped model ('tiny')" in process.output
 

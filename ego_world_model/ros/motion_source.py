@@ -7,7 +7,7 @@ ever padded: a motion that ends before the model's horizon is refused.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -27,6 +27,8 @@ from ego_world_model.ros.conversions import (
 
 # Stamps of one frame may differ by the rounding of seconds held in double precision.
 _TOLERANCE = 1e-4
+# Seconds of a replaced plan that are kept, for camera frames that are older than the new one.
+_REMEMBERED = 1.0
 
 
 class Motion(Protocol):
@@ -53,7 +55,7 @@ class JointPlan:
     Attributes:
         stamp: nanoseconds at which the plan's clock starts: its header stamp, or its arrival
             where that is zero, which ROS reads as "now".
-        times: (N,) seconds after ``stamp``, strictly rising.
+        times: (N,) seconds after ``stamp``, strictly rising; negative before it (see ``after``).
         q: (N, nq) rad; NaN in the columns of joints that the plan does not name.
         topic: where it came from, named in errors.
     """
@@ -90,6 +92,22 @@ class JointPlan:
         )
         stamp = nanoseconds(message.header.stamp) or received
         return cls(stamp, times, q, kinematics, extra_slots, camera, topic)
+
+    def after(self, previous: JointPlan | None) -> JointPlan:
+        """This plan, with what ``previous`` said about the last second before it begins.
+
+        A plan replaces an older one from its first point on. Frames that are older than the plan
+        still move as the older one said, not straight to the new one's first point.
+        """
+        if previous is None or (np.isfinite(previous.q[0]) != np.isfinite(self.q[0])).any():
+            return self
+        earlier = previous.times + (previous.stamp - self.stamp) * 1e-9
+        kept = (earlier < self.times[0] - 1e-6) & (earlier > self.times[0] - _REMEMBERED)
+        return replace(
+            self,
+            times=np.concatenate([earlier[kept], self.times]),
+            q=np.concatenate([previous.q[kept], self.q]),
+        )
 
     def check(self, stamp: int, frame_id: str, horizon: float) -> None:
         end = self.times[-1] - (stamp - self.stamp) * 1e-9

@@ -25,12 +25,10 @@ from ego_world_model.ros.motion_source import HandMotion, JointPlan, Motion
 from ego_world_model.ros.qos import subscribe
 from ego_world_model.ros.raw_image import RawImage
 from ego_world_model.ros.reference_frames import MissingInput, Reference, ReferenceFrames
+from ego_world_model.ros.topics import CAMERA_INFO, IMAGE, JOINT_STATES, PLANNED
 
-IMAGE = "camera/color/image_raw"
-CAMERA_INFO = "camera/color/camera_info"
-JOINT_STATES = "joint_states"
 MOTION_SOURCES = {
-    "planned": "joint_trajectory/planned",
+    "planned": PLANNED,
     "predicted": "hands/predicted",
 }
 """Value of the parameter ``motion_source`` → the topic that the motion comes from."""
@@ -216,8 +214,8 @@ class RolloutInputs:
         self._unknown_joints = unknown
 
     def _take_plan(self, message: JointTrajectory) -> None:
-        self._take_motion(
-            lambda: JointPlan.from_message(
+        def parse() -> Motion:
+            plan = JointPlan.from_message(
                 message,
                 self._kinematics,
                 received=self._now(),
@@ -225,7 +223,9 @@ class RolloutInputs:
                 extra_slots=self._slot_names[NUM_SLOTS:],
                 camera=self._camera,
             )
-        )
+            return plan.after(self._motion if isinstance(self._motion, JointPlan) else None)
+
+        self._take_motion(parse)
 
     def _take_hands(self, message: HandTrajectory) -> None:
         self._take_motion(
