@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from imagined_graph import random_checkpoint
 from support import NodeProcess, wait_until
 
 COMMAND = Path(sys.prefix) / "bin" / "ego-world-model"
@@ -79,6 +80,26 @@ def test_up_reports_and_leaves_nothing_behind(
         assert up.wait(timeout=40) == 1  # not 0: nodes had failed
         for pid in running.values():
             wait_until(lambda pid=pid: not Path(f"/proc/{pid}").exists(), what="children end")
+
+
+def test_the_whole_graph_imagines_and_ends_cleanly(small_graph: Path, tmp_path: Path) -> None:
+    checkpoint = random_checkpoint(tmp_path / "random")
+    text = small_graph.read_text().replace("port: 8080 ", "port: 0 ")
+    small_graph.write_text(text)
+    words = ["up", "g1", "--sim", f"params_file:={small_graph}", f"checkpoint:={checkpoint}"]
+    with NodeProcess([sys.executable, str(COMMAND), *words]) as up:
+        assert "127.0.0.1" in up.wait_for("open http://", timeout=120)
+        flows = re.compile(r"\[up\] .*camera .* \| hands .* \| rollouts \d+ \| each [\d.]+ ms")
+        wait_until(
+            lambda: any(map(flows.match, up.lines)), timeout=180, what="rollouts in the line"
+        )
+        running = children(up.pid)
+        assert set(running) == {"robot_sim", "hand_kinematics", "world_model", "viewer"}
+        up.send_signal(signal.SIGTERM)
+        assert up.wait(timeout=60) == 0, up.output
+    assert "Traceback" not in up.output, up.output
+    for pid in running.values():
+        assert not Path(f"/proc/{pid}").exists()
 
 
 def test_up_refuses_wrong_arguments_before_it_starts_anything() -> None:

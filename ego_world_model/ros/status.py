@@ -122,8 +122,14 @@ def status_line(
     ]
     troubles = [f"waiting for {', '.join(silent)}"] if silent else []
     troubles += [
-        f"{name}: {status.message}"
+        f"{name}: {_brief(status.message)}"
         for name, status in reports.items()
         if status.level != DiagnosticStatus.OK
     ]
     return " || ".join([line, *troubles, *ended.values()])
+
+
+def _brief(message: str) -> str:
+    """The first sentence, as much of it as a line has room for; the node's log has the rest."""
+    sentence = message.split(". ")[0]
+    return sentence if len(sentence) <= 160 else f"{sentence[:157]}..."
