@@ -131,7 +131,7 @@ def test_missing_input_is_named_and_the_node_recovers(
         setattr(player, silent, False)
         line = process.wait_for(text)
         assert "sim:=true" in line and "ROS_DOMAIN_ID" in line
-        wait_until(lambda: text in reports.message, what=f"diagnostics say {text!r}")
+        wait_until(lambda: text in reports.message, what=f"diagnostics say {text!r}", timeout=60)
         assert process.alive
         # Intrinsics that were received once stay true; frames need the other two.
         assert silent == "infos" or not hands
@@ -164,7 +164,7 @@ def test_unusable_joint_states_are_refused_aloud(process, ros_node, hands, repor
         good = player.names, player.positions
         _break_joints(player, what)
         process.wait_for(text)
-        wait_until(lambda: text in reports.message, what=f"diagnostics say {text!r}")
+        wait_until(lambda: text in reports.message, what=f"diagnostics say {text!r}", timeout=60)
         time.sleep(0.3)
         count = len(hands)
         time.sleep(0.5)
@@ -220,7 +220,7 @@ def test_a_signal_ends_the_node_quietly(ros_node, number):
         with playing(ros_node):
             flows(others)
         process.send_signal(number)
-        assert process.wait() == 0
+        assert process.wait(timeout=60) == 0
     assert "Traceback" not in process.output
 
 

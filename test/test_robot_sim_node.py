@@ -138,7 +138,7 @@ def test_plan_reaches_ahead_and_the_robot_keeps_to_it(robot):
 def test_robot_follows_a_joint_trajectory_and_goes_back_to_its_tasks(robot, process, ros_node):
     reports = Reports(ros_node, "robot_sim")
     commands = advertise(ros_node, JointTrajectory, "joint_trajectory")
-    wait_until(lambda: commands.get_subscription_count() > 0, what="robot_sim listens")
+    wait_until(lambda: commands.get_subscription_count() > 0, what="robot_sim listens", timeout=60)
     goal = ROBOT.neutral.copy()
     wrist = ROBOT.joint_names.index("left_wrist_roll_joint")
     goal[wrist] += 0.4
@@ -191,11 +191,11 @@ def _bad_command(what: str) -> JointTrajectory:
 def test_wrong_joint_trajectory_is_refused_aloud(robot, process, ros_node, what, text):
     reports = Reports(ros_node, "robot_sim")
     commands = advertise(ros_node, JointTrajectory, "joint_trajectory")
-    wait_until(lambda: commands.get_subscription_count() > 0, what="robot_sim listens")
+    wait_until(lambda: commands.get_subscription_count() > 0, what="robot_sim listens", timeout=60)
     commands.publish(_bad_command(what))
-    wait_until(lambda: text in reports.message, what=f"diagnostics say {text!r}")
+    wait_until(lambda: text in reports.message, what=f"diagnostics say {text!r}", timeout=60)
     count = len(robot.joints)
-    wait_until(lambda: len(robot.joints) > count + 20, what="the robot moves on")
+    wait_until(lambda: len(robot.joints) > count + 20, what="the robot moves on", timeout=60)
     assert process.alive
 
 
@@ -210,7 +210,7 @@ def test_a_signal_ends_node_and_simulation_quietly(ros_node, number):
     with node("robot_sim_node", parameters={**QUICK, "task": "idle"}) as process:
         process.wait_for("the robot moves", timeout=START)
         process.send_signal(number)
-        assert process.wait() == 0
+        assert process.wait(timeout=60) == 0
     assert "Traceback" not in process.output
 
 

@@ -33,7 +33,7 @@ from ego_world_model.ros.frame_pairing import PairedFrame
 from ego_world_model.ros.hand_markers import HandMarkers
 from ego_world_model.ros.parameters import declare
 from ego_world_model.ros.points import cloud_from_depth
-from ego_world_model.ros.qos import advertise, subscribe, wanted
+from ego_world_model.ros.qos import advertise, send, subscribe, wanted
 from ego_world_model.ros.raw_image import RawImage
 from ego_world_model.ros.run import StartError
 from ego_world_model.ros.topics import DEPTH, IMAGE
@@ -138,9 +138,8 @@ class HandViews:
         rgb = rgb_from_image(item.image.decode(), topic=self._node.resolve_topic_name(IMAGE))
         drawn = draw_hands(rgb, item.pixels, item.valid, item.visibility)
         message = image_from_array(drawn, "rgb8", header=item.image.header())
-        if self._node.context.ok():
-            self._overlay_publisher.publish(message)
-            self._diagnostics.tick("overlay")
+        send(self._node, self._overlay_publisher, message)
+        self._diagnostics.tick("overlay")
 
     def _follow_demand(self) -> None:
         """Receives depth only while somebody wants points."""
@@ -179,9 +178,8 @@ class HandViews:
         cloud = cloud_from_depth(
             depth, rgb, item.camera, header=item.image.header(), stride=self._stride
         )
-        if self._node.context.ok():
-            self._points_publisher.publish(cloud)
-            self._diagnostics.tick("points")
+        send(self._node, self._points_publisher, cloud)
+        self._diagnostics.tick("points")
 
     def _failed(self, what: str, error: Exception) -> None:
         self._diagnostics.warn(f"{what} failed", str(error))

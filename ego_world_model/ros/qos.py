@@ -89,6 +89,20 @@ def advertise(
     )
 
 
+def send(node: Node, publisher: Publisher, message: Any) -> None:
+    """Publishes from a thread that may outlive the node's context by a moment.
+
+    After a shutdown (ctrl-C) there is nobody left to tell; then the message is dropped.
+    """
+    if not node.context.ok():
+        return
+    try:
+        publisher.publish(message)
+    except RuntimeError:  # what rclpy raises for a context or publisher that is gone
+        if node.context.ok():
+            raise
+
+
 def wanted(publisher: Publisher) -> bool:
     """Whether anyone subscribes; lazy outputs are computed only then."""
     return publisher.get_subscription_count() > 0

@@ -29,7 +29,7 @@ from ego_world_model.ros.conversions import (
 from ego_world_model.ros.diagnostics import ERROR, WARN, Diagnostics
 from ego_world_model.ros.joint_commands import executable_trajectory
 from ego_world_model.ros.parameters import declare
-from ego_world_model.ros.qos import advertise, subscribe, wanted
+from ego_world_model.ros.qos import advertise, send, subscribe, wanted
 from ego_world_model.ros.run import StartError, run_node
 from ego_world_model.ros.topics import (
     CAMERA_INFO,
@@ -251,9 +251,8 @@ class RobotSimNode(Node):
         q = np.vstack([plan.at(simulated), plan.q[ahead]])
         header = self._header(simulated)
         header.frame_id = ""
-        self._plans.publish(
-            joint_trajectory_to_message(times, q, self._robot.joint_names, header=header)
-        )
+        message = joint_trajectory_to_message(times, q, self._robot.joint_names, header=header)
+        send(self, self._plans, message)
 
     # --------------------------------------------------------------- simulation
 
@@ -275,13 +274,11 @@ class RobotSimNode(Node):
 
     def _on_picture(self, picture: Picture) -> None:
         """A finished picture (in the simulation's thread)."""
-        if not self.context.ok():
-            return
         header = self._header(picture.time)
-        self._images.publish(image_from_array(picture.rgb, "rgb8", header=header))
-        self._infos.publish(info_from_camera(self._camera, header=header))
+        send(self, self._images, image_from_array(picture.rgb, "rgb8", header=header))
+        send(self, self._infos, info_from_camera(self._camera, header=header))
         if picture.depth is not None:
-            self._depths.publish(image_from_array(picture.depth, "16UC1", header=header))
+            send(self, self._depths, image_from_array(picture.depth, "16UC1", header=header))
         _, simulated = self._now()
         self._diagnostics.tick("image")
         self._diagnostics.latency("rendering", picture.render_seconds)
