@@ -78,6 +78,34 @@ def said(process: NodeProcess, listener: Listener, text: str) -> None:
     listener.wait_for_status(text)
 
 
+# ------------------------------------------------------------------ predicted hands
+
+# First in this file: later tests share one node, which would be heard beside this test's own.
+
+
+def test_predicted_hands(checkpoint: Path, robot: Robot, listener: Listener) -> None:
+    """With motion_source=predicted: sound trajectories give rollouts without joint states; wrong
+    frame, slots, horizon and length are each named, and the node carries on."""
+    robot.publishes = {"image", "info", "hands"}
+    wrong = [
+        ({"header": "pelvis"}, "/hands/predicted: header.frame_id is 'pelvis'"),
+        ({"slot_names": ["tail_tip"]}, "/hands/predicted: slot_names holds unknown slots"),
+        ({"times": np.arange(9) / 10}, "/hands/predicted: times end 0.80 s"),
+        ({"valid": [True]}, "/hands/predicted: valid has 1 entries, 782 expected"),
+    ]
+    with world_model(checkpoint, silence_timeout=SILENCE, motion_source="predicted") as process:
+        rollout = listener.wait_for_rollout(timeout=60.0)
+        assert rollout.trajectory.source == "test"
+        for changes, text in wrong:
+            robot.hand_changes = changes
+            said(process, listener, text)
+            robot.hand_changes = {}
+            listener.wait_for_rollout(timeout=60.0)
+        robot.publishes.discard("hands")
+        said(process, listener, "no hand trajectory on /hands/predicted any more")
+    robot.publishes = set()
+
+
 # ------------------------------------------------------------------ missing inputs
 
 
@@ -340,52 +368,36 @@ def _no_intrinsics(robot: Robot) -> Imagine.Goal:
     return goal
 
 
+@pytest.fixture(scope="module")
+def client(ros: Any, planned: NodeProcess) -> ActionClient:
+    client = ActionClient(ros, Imagine, "imagine")
+    assert client.wait_for_server(60.0)
+    return client
+
+
 @pytest.mark.parametrize("case", GOALS)
 def test_goal_that_cannot_be_met_says_why(
-    ros: Any, planned: NodeProcess, robot: Robot, listener: Listener, case: str
+    client: ActionClient, planned: NodeProcess, robot: Robot, listener: Listener, case: str
 ) -> None:
     """Accepted and aborted, with the field, what is wrong with it and the remedy in the result."""
     build, text = GOALS[case]
-    client = ActionClient(ros, Imagine, "imagine")
-    try:
-        assert client.wait_for_server(30.0)
-        handle = finished(client.send_goal_async(build(robot)))
-        outcome = finished(handle.get_result_async())
-        assert outcome.status == GoalStatus.STATUS_ABORTED
-        assert not outcome.result.success
-        assert text in outcome.result.message
-        planned.wait_for(text)
-        sound = finished(finished(client.send_goal_async(_goal(robot))).get_result_async())
-        assert sound.result.success, sound.result.message
-    finally:
-        client.destroy()
+    handle = finished(client.send_goal_async(build(robot)))
+    outcome = finished(handle.get_result_async())
+    assert outcome.status == GoalStatus.STATUS_ABORTED
+    assert not outcome.result.success
+    assert text in outcome.result.message
+    planned.wait_for(text)
+    sound = finished(finished(client.send_goal_async(_goal(robot))).get_result_async())
+    assert sound.result.success, sound.result.message
     healthy(robot, listener)
 
 
-# ------------------------------------------------------------------ predicted hands
-
-
-def test_predicted_hands(checkpoint: Path, robot: Robot, listener: Listener) -> None:
-    """With motion_source=predicted: sound trajectories give rollouts without joint states; wrong
-    frame, slots, horizon and length are each named, and the node carries on."""
-    robot.publishes = {"image", "info", "hands"}
-    wrong = [
-        ({"header": "pelvis"}, "/hands/predicted: header.frame_id is 'pelvis'"),
-        ({"slot_names": ["tail_tip"]}, "/hands/predicted: slot_names holds unknown slots"),
-        ({"times": np.arange(9) / 10}, "/hands/predicted: times end 0.80 s"),
-        ({"valid": [True]}, "/hands/predicted: valid has 1 entries, 782 expected"),
-    ]
-    with world_model(checkpoint, silence_timeout=SILENCE, motion_source="predicted") as process:
-        rollout = listener.wait_for_rollout(timeout=60.0)
-        assert rollout.trajectory.source == "test"
-        for changes, text in wrong:
-            robot.hand_changes = changes
-            said(process, listener, text)
-            robot.hand_changes = {}
-            listener.wait_for_rollout(timeout=60.0)
-        robot.publishes.discard("hands")
-        said(process, listener, "no hand trajectory on /hands/predicted any more")
-    robot.publishes = set()
+def test_broken_input_leaves_a_count(listener: Listener, planned: NodeProcess) -> None:
+    """What went wrong stays countable by cause after it was repaired."""
+    wait_until(
+        lambda: any("rejected" in pair.key for pair in listener.status.values),
+        what="counters of rejected inputs",
+    )
 
 
 # ------------------------------------------------------------------ checkpoints
@@ -438,11 +450,3 @@ def test_refuses_to_start_with_an_unknown_name(ros_domain: int) -> None:
         assert process.wait(timeout=240.0) == 1
         assert "enormous" in process.output
         assert "the name of a shipped model ('tiny')" in process.output
-
-
-def test_broken_input_leaves_a_count(listener: Listener, planned: NodeProcess) -> None:
-    """What went wrong stays countable by cause after it was repaired."""
-    wait_until(
-        lambda: any("rejected" in pair.key for pair in listener.status.values),
-        what="counters of rejected inputs",
-    )

@@ -80,7 +80,7 @@ def running(checkpoint: Path, robot: Robot, listener: Listener) -> Iterator[Any]
 @pytest.fixture(scope="module")
 def client(ros: Any, running: Any) -> ActionClient:
     client = ActionClient(ros, Imagine, "imagine")
-    assert client.wait_for_server(30.0)
+    assert client.wait_for_server(60.0)
     return client
 
 

@@ -29,7 +29,7 @@ _POLL = 0.02
 
 
 class ImagineAction:
-    """Serves ``imagine`` for a loaded model.
+    """Serves ``imagine``; goals are refused until ``serve`` gave it a model and ``active`` is set.
 
     A goal that cannot be met is accepted and then aborted, because only a result can carry the
     message that says why. Goals wait for one another in the order they came; each goes before
@@ -45,7 +45,6 @@ class ImagineAction:
         self,
         node: rclpy.node.Node,
         *,
-        model: WorldModel,
         checkpoint: str,
         thread: ModelThread,
         frames: ReferenceFrames,
@@ -53,7 +52,7 @@ class ImagineAction:
         count: Callable[[str], None],
         max_candidates: int = 16,
     ) -> None:
-        self._model = model
+        self._model: WorldModel | None = None
         self._checkpoint = checkpoint
         self._thread = thread
         self._frames = frames
@@ -73,8 +72,16 @@ class ImagineAction:
             callback_group=ReentrantCallbackGroup(),
         )
 
+    def serve(self, model: WorldModel | None) -> None:
+        """Imagine with this model from now on; None: with none.
+
+        The server itself stays for the node's life: an executor that spins in another thread can
+        fail on an action server that is destroyed under it.
+        """
+        self._model = model
+
     def destroy(self) -> None:
-        """Stop serving."""
+        """Stop serving; only once no executor spins any more."""
         self._server.destroy()
 
     def _on_goal(self, _: Imagine.Goal) -> GoalResponse:
@@ -85,11 +92,14 @@ class ImagineAction:
     def _execute(self, goal: ServerGoalHandle) -> Imagine.Result:
         started = time.monotonic()
         try:
-            motions = self._motions(goal.request)
-            reference = self._reference(goal.request, motions)
+            model = self._model
+            if model is None:
+                raise RuntimeError("no model is loaded; configure and activate the node first")
+            motions = self._motions(goal.request, model)
+            reference = self._reference(goal.request, motions, model.config.horizon)
             sampling = _sampling(goal.request, self._node.get_parameter("prompt").value)
             job = self._thread.submit(
-                lambda: self._run(goal, reference, motions, sampling, started)
+                lambda: self._run(goal, model, reference, motions, sampling, started)
             )
             rollouts = self._wait(goal, job)
         except (ImaginationCancelled, CancelledError) as reason:
@@ -100,7 +110,7 @@ class ImagineAction:
         goal.succeed()
         return Imagine.Result(success=True, rollouts=rollouts)
 
-    def _motions(self, request: Imagine.Goal) -> list[HandMotion]:
+    def _motions(self, request: Imagine.Goal, model: WorldModel) -> list[HandMotion]:
         count = len(request.candidates)
         if not 1 <= count <= self._max_candidates:
             raise MessageError(
@@ -111,12 +121,14 @@ class ImagineAction:
             )
         return [
             HandMotion.from_message(
-                candidate, topic=f"imagine: candidates[{i}]", slot_names=model_slots(self._model)
+                candidate, topic=f"imagine: candidates[{i}]", slot_names=model_slots(model)
             )
             for i, candidate in enumerate(request.candidates)
         ]
 
-    def _reference(self, request: Imagine.Goal, motions: list[HandMotion]) -> Reference:
+    def _reference(
+        self, request: Imagine.Goal, motions: list[HandMotion], horizon: float
+    ) -> Reference:
         """The image of the goal, or the newest frame that every candidate can start from."""
         now = self._now()
         if request.image.width:
@@ -128,17 +140,14 @@ class ImagineAction:
                 info_topic="imagine: camera_info",
             )
             for motion in motions:
-                motion.check(reference.stamp, reference.frame_id, self._horizon)
+                motion.check(reference.stamp, reference.frame_id, horizon)
             return reference
-        return self._frames.newest_for(motions, self._horizon, now)
-
-    @property
-    def _horizon(self) -> float:
-        return self._model.config.horizon
+        return self._frames.newest_for(motions, horizon, now)
 
     def _run(
         self,
         goal: ServerGoalHandle,
+        model: WorldModel,
         reference: Reference,
         motions: list[HandMotion],
         sampling: Sampling,
@@ -160,8 +169,8 @@ class ImagineAction:
                 feedback("decode", step, steps)
             return not (goal.is_cancel_requested or self._thread.closing or not self.active)
 
-        feedback("encode", 0, sampling.steps or self._model.config.steps)
-        imagined = imagine(self._model, reference, motions, None, sampling, on_step)
+        feedback("encode", 0, sampling.steps or model.config.steps)
+        imagined = imagine(model, reference, motions, None, sampling, on_step)
         latency = time.monotonic() - started
         return rollout_messages(imagined, checkpoint=self._checkpoint, latency=latency)
 

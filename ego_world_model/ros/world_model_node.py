@@ -92,25 +92,9 @@ class WorldModelNode(LifecycleNode):
         gc.freeze()
         config = model.config
         self._model = model
-        self._inputs = self._inputs or self._subscribe()
+        self._join_graph(config.num_frames)
         self._inputs.expect(model_slots(model), config.horizon)
-        self._publisher = RolloutPublisher(
-            self,
-            checkpoint=checkpoint,
-            num_frames=config.num_frames,
-            now=self._now,
-            on_frame=partial(self._diagnostics.tick, "imagined"),
-        )
-        self._action = ImagineAction(
-            self,
-            model=model,
-            checkpoint=checkpoint,
-            thread=self._thread,
-            frames=self._inputs.frames,
-            now=self._now,
-            count=self._diagnostics.count,
-            max_candidates=self._settings.max_candidates,
-        )
+        self._action.serve(model)
         self.get_logger().info(
             f"loaded {checkpoint!r} in {time.monotonic() - started:.1f} s: {config.num_frames} "
             f"frames of {config.width}x{config.height} at {config.fps:g} Hz on "
@@ -144,20 +128,47 @@ class WorldModelNode(LifecycleNode):
         """End the threads before the publishers that they use."""
         self._thread.close()
         self._release()
+        if self._publisher is not None:
+            self._publisher.destroy()
+        if self._action is not None:
+            self._action.destroy()
         super().destroy_node()
 
-    def _subscribe(self) -> RolloutInputs:
-        """Inputs are read from the first configuration on: what is missing is said from then."""
-        return RolloutInputs(
+    def _join_graph(self, num_frames: int) -> None:
+        """Subscribe, advertise and serve, at the first configuration, for the node's life.
+
+        Not earlier, so that what is missing is said from then; and not anew each time, because an
+        executor that spins meanwhile can fail on entities that vanish under it.
+        """
+        if self._inputs is not None:
+            return
+        settings = self._settings
+        self._inputs = RolloutInputs(
             self,
             self._diagnostics,
-            motion_source=self._settings.motion_source,
+            motion_source=settings.motion_source,
             kinematics=self._kinematics,
             camera=self._mount,
-            max_staleness=self._settings.max_staleness,
-            joint_tolerance=self._settings.joint_tolerance,
-            silence_timeout=self._settings.silence_timeout,
+            max_staleness=settings.max_staleness,
+            joint_tolerance=settings.joint_tolerance,
+            silence_timeout=settings.silence_timeout,
             on_image=self._thread.wake,
+        )
+        self._publisher = RolloutPublisher(
+            self,
+            checkpoint=settings.checkpoint,
+            num_frames=num_frames,
+            now=self._now,
+            on_frame=partial(self._diagnostics.tick, "imagined"),
+        )
+        self._action = ImagineAction(
+            self,
+            checkpoint=settings.checkpoint,
+            thread=self._thread,
+            frames=self._inputs.frames,
+            now=self._now,
+            count=self._diagnostics.count,
+            max_candidates=settings.max_candidates,
         )
 
     def _set_active(self, active: bool) -> None:
@@ -170,12 +181,11 @@ class WorldModelNode(LifecycleNode):
         self._diagnostics.value("state", "active" if active else "inactive")
 
     def _release(self) -> None:
+        """Forget the model."""
         self._set_active(False)
-        if self._publisher is not None:
-            self._publisher.destroy()
         if self._action is not None:
-            self._action.destroy()
-        self._publisher = self._action = self._model = None
+            self._action.serve(None)
+        self._model = None
         self._diagnostics.value("state", "unconfigured")
 
     # ---------------------------------------------------------------- continuous rollouts
