@@ -174,6 +174,20 @@ def test_uncovered_background_is_weighted():
     assert hand > gone > still > 0
 
 
+def test_clips_in_which_an_object_is_carried_can_be_asked_for(cache: ClipCache):
+    """Such clips are rare in data and the only ones that teach objects to follow hands."""
+    sampler = ClipSampler(cache, np.random.default_rng(0))
+    clips = sampler.sample(12, 6, carried=1.0)
+    columns = torch.arange(64, dtype=torch.float32)
+    for masks in clips.masks:
+        inside = (masks == 5).float()
+        seen = inside.sum(dim=(1, 2)) >= 8
+        centre = (inside.sum(dim=1) @ columns)[seen] / inside.sum(dim=(1, 2))[seen]
+        rows = (inside.sum(dim=2) @ columns[:48])[seen] / inside.sum(dim=(1, 2))[seen]
+        assert seen.sum() >= 3
+        assert np.hypot(float(np.ptp(centre)), float(np.ptp(rows))) >= 4
+
+
 def test_shipped_configs_parse():
     autoencoder = configs.load(AutoencoderTraining, CONFIGS / "tiny_autoencoder.yaml", {})
     model = configs.load(

@@ -21,8 +21,14 @@ from torch.nn import functional as F
 from ego_world_model.camera import PinholeCamera
 from ego_world_model.hands import EXTRA_SLOTS, NUM_SLOTS, SLOT_NAMES, random_joint_mask
 
+MANIPULATED = 5
+"""Mask class of the object that a hand moves."""
+
 MASK_PAIRS = ((1, 2), (3, 4))
 """Mask classes that trade places when an image is mirrored: hands, arms."""
+
+CARRIED_PIXELS = 4.0
+"""How far the manipulated object's centre moves within a clip that counts as carrying."""
 
 
 @dataclass(frozen=True)
@@ -216,9 +222,18 @@ class ClipSampler:
         extra = cache.positions.shape[1] - NUM_SLOTS
         self.mirrored_slots = mirrored_slots(EXTRA_SLOTS[:extra])
         self._lengths = np.diff(cache.first)
+        self._centroids: NDArray[np.float64] | None = None
+        self._carrying: dict[int, NDArray[np.int64]] = {}
 
-    def sample(self, batch: int, frames: int, *, max_stride: int = 1) -> ClipBatch:
-        """``batch`` clips of ``frames`` frames, each with a random stride up to ``max_stride``."""
+    def sample(
+        self, batch: int, frames: int, *, max_stride: int = 1, carried: float = 0.0
+    ) -> ClipBatch:
+        """``batch`` clips of ``frames`` frames, each with a random stride up to ``max_stride``.
+
+        Args:
+            carried: share of clips drawn from those in which the manipulated object moves; they
+                are rare, and what moves with a hand is learnt from nothing else.
+        """
         rng, cache = self.rng, self.cache
         eligible = np.flatnonzero(self._lengths >= frames)
         if not len(eligible):
@@ -231,7 +246,33 @@ class ClipSampler:
             stride = int(rng.integers(1, min(max_stride, longest) + 1))
             start = int(rng.integers(0, self._lengths[episode] - stride * (frames - 1)))
             index[row] = cache.first[episode] + start + stride * np.arange(frames)
+        if carried > 0:
+            starts = self._carrying_starts(frames)
+            for row in np.flatnonzero(rng.random(batch) < carried) if len(starts) else ():
+                start = int(rng.choice(starts))
+                episodes[row] = np.searchsorted(cache.first, start, side="right") - 1
+                index[row] = start + np.arange(frames)
         return self.gather(index, episodes)
+
+    def _carrying_starts(self, frames: int) -> NDArray[np.int64]:
+        """First frames of the clips in which the manipulated object moves by CARRIED_PIXELS."""
+        if frames not in self._carrying:
+            if self._centroids is None:
+                self._centroids = object_centroids(self.cache.masks)
+            starts = np.concatenate(
+                [
+                    np.arange(first, after - frames + 1)
+                    for first, after in zip(self.cache.first[:-1], self.cache.first[1:])
+                ]
+            )
+            track = self._centroids[starts[:, None] + np.arange(frames)]  # (S, T, 2), NaN if unseen
+            seen = np.isfinite(track[..., 0]).sum(axis=1)
+            high = np.where(np.isfinite(track), track, -np.inf).max(axis=1)
+            low = np.where(np.isfinite(track), track, np.inf).min(axis=1)
+            with np.errstate(invalid="ignore"):
+                moved = np.hypot(*(high - low).T) >= CARRIED_PIXELS
+            self._carrying[frames] = starts[moved & (seen >= 3)]
+        return self._carrying[frames]
 
     def gather(self, index: NDArray[np.int64], episodes: NDArray[np.int64]) -> ClipBatch:
         """The clips whose frames are the rows of ``index`` (B, T), from ``episodes`` (B,)."""
@@ -274,6 +315,20 @@ class ClipSampler:
         joints[rows] = joints[rows][:, :, self.mirrored_slots] * np.float32([-1, 1, 1])
         valid[rows] = valid[rows][:, :, self.mirrored_slots]
         intrinsics[rows, 0, 2] = video.shape[-1] - 1 - intrinsics[rows, 0, 2]
+
+
+def object_centroids(masks: NDArray[np.uint8], smallest: int = 8) -> NDArray[np.float64]:
+    """(N, H, W) → (N, 2) pixel centre of the manipulated object; NaN below ``smallest`` pixels."""
+    out = np.full((len(masks), 2), np.nan)
+    height, width = masks.shape[1:]
+    for start in range(0, len(masks), 512):
+        inside = masks[start : start + 512] == MANIPULATED
+        count = inside.sum(axis=(1, 2))
+        enough = np.flatnonzero(count >= smallest)
+        columns = inside[enough].sum(axis=1) @ np.arange(width)
+        rows = inside[enough].sum(axis=2) @ np.arange(height)
+        out[start + enough] = np.stack([columns, rows], axis=1) / count[enough, None]
+    return out
 
 
 def mirrored_slots(extra_slots: Sequence[str]) -> NDArray[np.int64]:

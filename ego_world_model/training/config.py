@@ -44,12 +44,14 @@ class Stage:
         frames: frames per clip, the reference included.
         batch: clips per step.
         max_stride: frames are every n-th of the episode, n random up to this.
+        carried: share of clips drawn from those in which the manipulated object moves.
     """
 
     until: float = 1.0
     frames: int = 17
     batch: int = 8
     max_stride: int = 1
+    carried: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)

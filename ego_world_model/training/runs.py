@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -75,7 +76,9 @@ def _batches(sampler: ClipSampler, stages: Sequence[Stage]) -> Callable[[float],
 
     def draw(progress: float) -> ClipBatch:
         stage = next(s for s in stages if progress < s.until or s is stages[-1])
-        return sampler.sample(stage.batch, stage.frames, max_stride=stage.max_stride)
+        return sampler.sample(
+            stage.batch, stage.frames, max_stride=stage.max_stride, carried=stage.carried
+        )
 
     return draw
 
@@ -211,6 +214,7 @@ class _Judge:
     ) -> None:
         self.config, self.model, self.objective, self.folder = config, model, objective, folder
         self.validation = Validation(cache, config.validation.clips, config.num_frames)
+        self.checkpoint = folder / "checkpoint"
         self.calls = 0
 
     def __call__(self, step: int, progress: float) -> dict[str, Any]:
@@ -224,8 +228,18 @@ class _Judge:
             "minutes": round(self.trainer.elapsed / 60, 1),
             "validation": {name: round(value, 3) for name, value in numbers.items()},
         }
-        self.model.save_pretrained(self.folder / "checkpoint")
+        self._save()
         return numbers
+
+    def _save(self) -> None:
+        """Replace the checkpoint in one stroke: whoever reads it meanwhile gets a whole one."""
+        fresh, old = self.folder / "checkpoint.new", self.folder / "checkpoint.old"
+        shutil.rmtree(fresh, ignore_errors=True)
+        self.model.save_pretrained(fresh)
+        if self.checkpoint.exists():
+            self.checkpoint.rename(old)
+        fresh.rename(self.checkpoint)
+        shutil.rmtree(old, ignore_errors=True)
 
     def predict(self, clip: ClipBatch) -> Tensor:
         """(1, T, 3, H, W) with the checkpoint's default sampling."""
