@@ -39,7 +39,7 @@ SLOT_NAMES: tuple[str, ...] = tuple(
 EXTRA_SLOTS: tuple[str, ...] = ("left_elbow", "right_elbow", "left_forearm", "right_forearm")
 """Points outside the hands that a checkpoint may ask for, so that forearms are placed too."""
 
-# Fingers as chains of slot offsets within one hand; invalid joints are skipped when bones are drawn.
+# Fingers as chains of slot offsets within one hand; bones skip invalid joints when drawn.
 _FINGER_CHAINS: tuple[tuple[int, ...], ...] = tuple(
     (0, *range(first, first + 4)) for first in range(1, SLOTS_PER_HAND, 4)
 )
