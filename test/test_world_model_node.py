@@ -34,7 +34,7 @@ from support import node, wait_until
 from visualization_msgs.msg import MarkerArray
 
 from ego_world_model.action import Imagine
-from ego_world_model.hands import EXTRA_SLOTS
+from ego_world_model.hands import EXTRA_SLOTS, SLOT_NAMES
 from ego_world_model.ros.conversions import (
     array_from_image,
     hand_trajectory_from_message,
@@ -42,6 +42,8 @@ from ego_world_model.ros.conversions import (
     nanoseconds,
 )
 from ego_world_model.ros.qos import reliable_qos
+from ego_world_model.world_model import WorldModel
+from ego_world_model.world_model.model import SHIPPED
 
 STEPS = 3
 
@@ -333,3 +335,19 @@ def test_termination_ends_a_goal_and_the_process(
     running.send_signal(signal.SIGTERM)
     assert running.wait(timeout=60.0) == 0
     assert "Traceback" not in running.output, running.output
+
+
+def test_shipped_model_imagines_in_the_graph(robot: Robot, listener: Listener) -> None:
+    """The default checkpoint, by its name, at its own pace: whole rollouts of the size, length and
+    clock that it declares."""
+    if not (SHIPPED / "tiny" / "config.json").is_file():
+        pytest.skip("no shipped checkpoint 'tiny' in this installation")
+    config = WorldModel.from_pretrained("tiny").config
+    with world_model("tiny", period=0.0):
+        rollout = listener.wait_for_rollout()
+        while rollout.checkpoint != "tiny":  # one of the node before may still arrive
+            rollout = listener.wait_for_rollout()
+    assert len(rollout.frames) == config.num_frames
+    assert (rollout.frames[0].width, rollout.frames[0].height) == (config.width, config.height)
+    np.testing.assert_allclose(rollout.times, np.arange(config.num_frames) / config.fps)
+    assert rollout.trajectory.slot_names == [*SLOT_NAMES, *config.extra_slots]
