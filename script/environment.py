@@ -124,7 +124,8 @@ def install_packages(venv: Path, names: list[str]) -> None:
         "install",
         "-q",
     ]
-    pip += ["-c", str(ROOT / "constraints" / "jazzy.txt")]
+    # some ROS tools come as sources only, which older pips else build in a way that they warn about
+    pip += ["--use-pep517", "-c", str(ROOT / "constraints" / "jazzy.txt")]
     torch_index = os.environ.get("EGO_TORCH_INDEX")
     if torch_index and "library" in names:
         lines = (ROOT / "requirements" / "library.txt").read_text().splitlines()
