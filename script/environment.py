@@ -30,7 +30,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 SUPPORTED = ((3, 10), (3, 13))
 # GB that an environment takes while it is made, downloads included: torch for the CPU, with CUDA
-DISK_CPU, DISK_CUDA = 4.0, 12.0
+DISK_CPU, DISK_CUDA = 4.0, 10.0
 
 
 class SetupError(RuntimeError):
@@ -130,10 +130,9 @@ def install_packages(venv: Path, names: list[str]) -> None:
     if torch_index and "library" in names:
         lines = (ROOT / "requirements" / "library.txt").read_text().splitlines()
         torch = next(line for line in lines if line.startswith("torch>"))
-        run(
-            [*pip, "--index-url", torch_index, torch],
-            "pip could not install torch from EGO_TORCH_INDEX",
-        )
+        # its dependencies follow below, from the usual index, which need not be mirrored there
+        command = [*pip, "--no-deps", "--index-url", torch_index, torch]
+        run(command, "pip could not install torch from EGO_TORCH_INDEX")
     files = [word for name in names for word in ("-r", str(ROOT / "requirements" / f"{name}.txt"))]
     run(
         [*pip, *files],
