@@ -25,6 +25,16 @@ import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
 IMAGE_SIZE = (640, 480)
+EXECUTORS = {
+    "single": "rclpy.executors.SingleThreadedExecutor",
+    "events": "rclpy.experimental.EventsExecutor",
+}
+NODE = """
+import sys, rclpy.executors, rclpy.experimental
+from ego_world_model.ros.hand_kinematics_node import HandKinematicsNode
+from ego_world_model.ros.run import run_node
+sys.exit(run_node(HandKinematicsNode, executor={executor}))
+"""
 WARM_UP = 3.0  # seconds for discovery and first calls, not counted
 
 
@@ -117,10 +127,19 @@ def listen(seconds: float) -> dict[str, Any]:
 
 
 def compute(kind: str) -> None:
-    """Keeps all cores busy until stopped: rollouts of the shipped model, or plain torch layers."""
+    """Computes until stopped.
+
+    ``torch``: layers on all cores at the node's own priority, worse than any graph of ours.
+    ``world_model``: rollouts of the shipped model as the world_model node makes them (all cores
+    but one, niceness 10).
+    """
+    cores = os.cpu_count() or 1
+    if kind == "world_model":
+        os.nice(10)
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     import torch
 
-    torch.set_num_threads(os.cpu_count() or 1)
+    torch.set_num_threads(cores if kind == "torch" else max(1, cores - 1))
     if kind == "torch":
         layer = torch.nn.Conv3d(64, 64, 3, padding=1)
         clip = torch.randn(1, 64, 17, 24, 32)
@@ -183,6 +202,12 @@ def summarise(robot: dict[str, Any], listener: dict[str, Any]) -> dict[str, floa
     }
 
 
+def cpu_seconds(pid: int) -> float:
+    """CPU time that a process has used, its start included."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def measure(load: str, options: argparse.Namespace) -> dict[str, Any]:
     """One row of the table."""
     environment = {**os.environ, "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST"}
@@ -200,7 +225,7 @@ def measure(load: str, options: argparse.Namespace) -> dict[str, Any]:
         return start(__file__, *arguments, "--seconds", str(options.seconds), **more)
 
     node = start(
-        *("-m", "ego_world_model.ros.hand_kinematics_node", "--ros-args"),
+        *("-c", NODE.format(executor=EXECUTORS[options.executor]), "--ros-args"),
         *("-p", f"nice:={options.nice}", "--log-level", "warn"),
     )
     listener = role("--role", "listener", stdout=subprocess.PIPE)
@@ -212,14 +237,20 @@ def measure(load: str, options: argparse.Namespace) -> dict[str, Any]:
                 raise SystemExit(f"the load {load!r} ended at once; see its error above")
         robot = role("--role", "robot", stdout=subprocess.PIPE)
         published = json.loads(robot.communicate()[0])
+        cpu = cpu_seconds(node.pid)
         listener.send_signal(signal.SIGINT)
         heard = json.loads(listener.communicate(timeout=30)[0])
     finally:
         for process in (node, listener, busy):
             if process is not None and process.poll() is None:
                 process.terminate()
-                process.wait(10)
+                try:
+                    process.wait(10)
+                except subprocess.TimeoutExpired:
+                    print(f"{process.args[1:3]} did not end on SIGTERM", file=sys.stderr)
+                    process.kill()
     row = summarise(published, heard)
+    row["cpu"] = 100.0 * cpu / (options.seconds + WARM_UP)
     return {"load": load, **row, "in_node": heard["report"].get("latency p99", "?")}
 
 
@@ -231,6 +262,7 @@ def main() -> None:
     )
     parser.add_argument("--image-rate", type=float, default=30.0)
     parser.add_argument("--joint-rate", type=float, default=200.0)
+    parser.add_argument("--executor", choices=list(EXECUTORS), default="single")
     parser.add_argument("--nice", type=int, default=0, help="niceness of the node")
     parser.add_argument("--role", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -242,12 +274,16 @@ def main() -> None:
         with contextlib.suppress(KeyboardInterrupt):
             compute(options.role.removeprefix("load-"))
     else:
-        print("load         frames   lost   median ms   p99 ms   max ms   p99 inside the node")
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # leaves no processes behind
+        print(
+            "load         frames   lost   median ms   p99 ms   max ms   p99 inside the node"
+            "   CPU % of the node, start included"
+        )
         for load in options.load or ["none", "torch"]:
             row = measure(load, options)
             print(
                 f"{row['load']:12s} {row['frames']:6d} {row['lost']:6d} {row['median']:11.2f} "
-                f"{row['p99']:8.2f} {row['max']:8.2f}   {row['in_node']}",
+                f"{row['p99']:8.2f} {row['max']:8.2f}   {row['in_node']:>19s}   {row['cpu']:5.1f}",
                 flush=True,
             )
 
