@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 pytest.importorskip("rclpy", reason="needs ROS 2: run script/setup")
 
 from diagnostic_msgs.msg import DiagnosticStatus
 from robot_player import Reports
+from std_msgs.msg import Header
 from support import wait_until
 
+from ego_world_model.embodiment import load_embodiment
+from ego_world_model.kinematics import HandKinematics
+from ego_world_model.ros.camera_tf import CameraTransform
+from ego_world_model.ros.conversions import matrix_from_transform
 from ego_world_model.ros.diagnostics import Diagnostics
 from ego_world_model.ros.parameters import ParameterError, declare
 from ego_world_model.ros.worker import LatestWorker
@@ -133,3 +141,25 @@ def test_parameter_is_described_ranged_and_read_only(ros_node):
 def test_parameter_out_of_range_says_what_is_allowed(ros_node, options, text):
     with pytest.raises(ParameterError, match=text):
         declare(ros_node, "rate", description="", **options)
+
+
+@pytest.mark.parametrize(
+    ("parent", "child", "frame"), [("pelvis", "", "optical"), ("torso_link", "camera_link", None)]
+)
+def test_camera_tf_places_the_camera_where_kinematics_does(monkeypatch, parent, child, frame):
+    """tf2 is not among the wheels: its broadcaster is replaced by a list, the rest is real."""
+    sent: list = []
+    broadcaster = SimpleNamespace(sendTransform=sent.append)
+    module = SimpleNamespace(TransformBroadcaster=lambda node: broadcaster)
+    monkeypatch.setitem(sys.modules, "tf2_ros", module)
+    robot = load_embodiment("g1_dex3")
+    fk = HandKinematics(robot)
+    transform = CameraTransform(None, fk, robot.camera_pose, parent, child)
+    transform.publish(Header(frame_id="optical"), robot.neutral)
+    (message,) = sent
+    assert message.header.frame_id == parent
+    assert message.child_frame_id == (frame or child)
+    root_parent, root_mount = fk.link_poses(robot.neutral, [parent, robot.camera_pose.link])
+    placed = root_parent @ matrix_from_transform(message.transform)
+    expected = fk.camera_pose(robot.neutral) if frame else root_mount
+    np.testing.assert_allclose(placed, expected, atol=1e-6)
