@@ -24,6 +24,9 @@ def run_node(
 ) -> int:
     """Creates a node, spins it until SIGINT or SIGTERM, and destroys it.
 
+    The default executor is the one that was measured (benchmarks/graph.py): Jazzy's experimental
+    EventsExecutor answers no frame, takes a whole core and does not end on SIGTERM.
+
     A node that cannot go on sets its attribute ``failure`` to the reason and shuts its context
     down.
 
