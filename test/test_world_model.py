@@ -186,6 +186,9 @@ def test_broken_checkpoints_say_which_file(model, tmp_path: Path):
     (tmp_path / "config.json").write_text(config.replace('"fps"', '"frame_rate"'))
     with pytest.raises(CheckpointError, match="frame_rate"):
         WorldModel.from_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text(config.replace('"model"', '"network"'))
+    with pytest.raises(CheckpointError, match="field 'model' is not understood"):
+        WorldModel.from_pretrained(tmp_path)
 
 
 def random_condition(batch: int = 2, frames: int = 5) -> Condition:

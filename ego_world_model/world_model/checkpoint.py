@@ -180,7 +180,13 @@ def read_config(folder: Path) -> tuple[WorldModelConfig, dict[str, str], dict[st
     if not isinstance(document, dict) or document.get("format") != FORMAT:
         found = document.get("format") if isinstance(document, dict) else type(document).__name__
         raise CheckpointError(f"{path}: format must be {FORMAT!r}, got {found!r}")
-    config = WorldModelConfig.from_dict(document["model"])
+    try:
+        config = WorldModelConfig.from_dict(document["model"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{path}: field 'model' is not understood ({type(error).__name__}: {error}); restore "
+            "the file, or save the checkpoint again with WorldModel.save_pretrained"
+        ) from error
     return config, document.get("sha256", {}), document.get("metadata", {})
 
 
