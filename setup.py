@@ -15,7 +15,8 @@ NAME = "ego_world_model"
 
 def requirements(name):
     lines = (ROOT / "requirements" / f"{name}.txt").read_text().splitlines()
-    return [line.strip() for line in lines if line.strip() and not line.startswith("#")]
+    stripped = (line.split("#")[0].strip() for line in lines)
+    return [line for line in stripped if line]
 
 
 def shared_files(*folders):
