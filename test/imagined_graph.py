@@ -293,7 +293,7 @@ def call(ros_node: Any, kind: type, service: str, request: Any, *, timeout: floa
         ros_node.destroy_client(client)
 
 
-def finished(future: Any, *, timeout: float = 60.0) -> Any:
+def finished(future: Any, *, timeout: float = 120.0) -> Any:
     """The result of a ROS future that another thread completes."""
     wait_until(future.done, timeout=timeout, what="a ROS future")
     return future.result()

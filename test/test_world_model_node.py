@@ -158,7 +158,8 @@ def test_frames_are_paced_in_real_time_with_their_calibration(
     behind = np.array([(arrivals[stamp] - stamp) * 1e-9 for stamp in own])
     computed = rollout.latency + 0.3
     assert (behind > -0.001).all(), f"published before its moment: {behind}"
-    assert (behind[np.arange(17) / 10 > computed] < 0.3).all(), f"late: {behind}"
+    # The median, since a busy machine may hold up single frames.
+    assert np.median(behind[np.arange(17) / 10 > computed]) < 0.15, f"late: {behind}"
     wait_until(lambda: len(listener.infos) >= len(stamps), what="as many CameraInfo")
     assert {nanoseconds(info.header.stamp) for info in listener.infos} >= set(own)
 
