@@ -15,17 +15,14 @@ from numpy.typing import NDArray
 from transforms3d.euler import euler2mat
 
 from ego_world_model.embodiment import Embodiment
-from ego_world_model.hands import SLOT_NAMES, SLOTS_PER_HAND
 from ego_world_model.kinematics import ArmSolver, HandKinematics, UnreachableError
 from ego_world_model.simulation.motion import JointPlan, Track, pad_to_common_end
-from ego_world_model.simulation.objects_motion import ObjectMotion, ObjectState
+from ego_world_model.simulation.objects_motion import ObjectState
+from ego_world_model.simulation.rehearsal import Rehearsal
 from ego_world_model.simulation.scene import Scene
 
 SIDES = ("left", "right")
 _ATTEMPTS = 30
-_TABLE_CLEARANCE = {"wrist": 0.045, "finger": 0.014}  # metres from a joint's centre to the table
-_TRIAL_STEP = 0.04  # seconds between the states at which a grasp is tried out
-_HANDS_APART = 0.048  # metres between joint centres of the two hands
 _TASK_WEIGHTS = {
     "reach": 0.14,
     "grasp": 0.36,
@@ -52,15 +49,9 @@ class TaskPlanner:
 
     def __init__(self, robot: Embodiment, scene: Scene, rng: np.random.Generator) -> None:
         self._robot, self._scene, self._rng = robot, scene, rng
-        self._fk = HandKinematics(robot)
-        self._solver = ArmSolver(robot, self._fk.model)
-        self._motion = ObjectMotion(robot, self._fk, scene)
-        filled = [name for name in SLOT_NAMES if name in robot.slots]
-        self._filled = filled
-        self._is_left = np.array([SLOT_NAMES.index(n) < SLOTS_PER_HAND for n in filled])
-        self._margin = np.array(
-            [_TABLE_CLEARANCE["wrist" if n.endswith("wrist") else "finger"] for n in filled]
-        )
+        kinematics = HandKinematics(robot)
+        self._solver = ArmSolver(robot, kinematics.model)
+        self._rehearsal = Rehearsal(robot, scene, kinematics)
         self._builders: Mapping[str, Callable[[NDArray, ObjectState], TaskPlan]] = {
             "reach": self._reach,
             "grasp": self._grasp,
@@ -89,7 +80,7 @@ class TaskPlanner:
                     planned = self._builders[name](q, objects)
                 except UnreachableError:
                     continue
-                if self._is_clear(planned) and self._succeeds(planned, objects):
+                if self._rehearsal.succeeds(planned.plan, objects, self._carried(planned)):
                     return planned
         rest = self._start(q, 1.0)
         for track in rest.values():
@@ -107,7 +98,7 @@ class TaskPlanner:
             start = q.copy()
             for side, value in values.items():
                 start[self._joints(side)] = value
-            if self._is_clear_q(start[None]):
+            if self._rehearsal.is_clear(start[None]):
                 return start
         return q.copy()
 
@@ -427,32 +418,11 @@ class TaskPlanner:
                 )
         raise UnreachableError("no free place on the table")
 
-    # ---------------------------------------------------------------- clearance
-
-    def _is_clear(self, planned: TaskPlan) -> bool:
-        duration = planned.plan.duration
-        q = planned.plan.at(np.linspace(0.0, duration, max(2, int(duration * 20))))
-        return self._is_clear_q(q)
-
-    def _succeeds(self, planned: TaskPlan, objects: ObjectState) -> bool:
-        """Whether a task that means to carry an object really takes hold of it: an object may be
-        pushed away before the hand closes."""
+    def _carried(self, planned: TaskPlan) -> int | None:
+        """Number of the object that the task means to carry."""
         if planned.task not in ("grasp", "bimanual"):
-            return True
-        target = [item.name in planned.instruction for item in self._scene.objects].index(True)
-        for q in planned.plan.at(np.arange(0.0, planned.plan.duration, _TRIAL_STEP)):
-            objects = self._motion.step(objects, q, _TRIAL_STEP)
-            if objects.holder[target] >= 0:
-                return True
-        return False
-
-    def _is_clear_q(self, q: NDArray) -> bool:
-        points = self._fk.slot_positions(q, self._filled)  # (N, S, 3)
-        if (points[..., 2] - self._scene.table_height < self._margin).any():
-            return False
-        left, right = points[:, self._is_left], points[:, ~self._is_left]
-        gaps = np.linalg.norm(left[:, :, None] - right[:, None], axis=-1)
-        return bool(gaps.min() > _HANDS_APART)
+            return None
+        return [item.name in planned.instruction for item in self._scene.objects].index(True)
 
 
 def _other(side: str) -> str:
