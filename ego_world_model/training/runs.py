@@ -24,9 +24,9 @@ from ego_world_model.training.config import (
 from ego_world_model.training.loop import Trainer
 from ego_world_model.training.objectives import AutoencoderObjective, WorldModelObjective
 from ego_world_model.training.validation import Validation
-from ego_world_model.world_model.autoencoders import build_autoencoder
 from ego_world_model.world_model.checkpoint import PartSpec, WorldModelConfig
 from ego_world_model.world_model.model import WorldModel
+from ego_world_model.world_model.parts import build_autoencoder
 from ego_world_model.world_model.sampler import flow_sigmas, sample
 
 Report = Callable[[str], None]

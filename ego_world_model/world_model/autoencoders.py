@@ -1,13 +1,12 @@
 """From pixels to latents and back: the protocol, and the small per-frame autoencoder.
 
-A checkpoint declares its autoencoder by name (see ``AUTOENCODERS``) and constructor arguments.
+A checkpoint names its autoencoder (see ``parts.AUTOENCODERS``) and its arguments.
 Images and videos are float tensors in [-1, 1]; latents have roughly unit variance.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -167,34 +166,3 @@ def _unshuffle(x: Tensor, factor: int) -> Tensor:
 
 def _shuffle(x: Tensor, factor: int) -> Tensor:
     return F.pixel_shuffle(x, factor).contiguous(memory_format=torch.channels_last)
-
-
-def _wan(**kwargs: Any) -> nn.Module:
-    from ego_world_model.world_model.wan import WanAutoencoder
-
-    return WanAutoencoder(**kwargs)
-
-
-def _temporal_decoder(**kwargs: Any) -> nn.Module:
-    from ego_world_model.world_model.svd import TemporalDecoderAutoencoder
-
-    return TemporalDecoderAutoencoder(**kwargs)
-
-
-AUTOENCODERS: dict[str, Callable[..., nn.Module]] = {
-    "frame": FrameAutoencoder,
-    "wan": _wan,
-    "temporal_decoder": _temporal_decoder,
-}
-"""Name in a checkpoint's config → constructor."""
-
-
-def build_autoencoder(name: str, **kwargs: Any) -> nn.Module:
-    """The autoencoder a checkpoint declares.
-
-    Raises:
-        ValueError: if the name is unknown.
-    """
-    if name not in AUTOENCODERS:
-        raise ValueError(f"unknown autoencoder {name!r}; known: {', '.join(sorted(AUTOENCODERS))}")
-    return AUTOENCODERS[name](**kwargs)

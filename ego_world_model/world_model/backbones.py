@@ -1,13 +1,12 @@
 """The denoiser: what it is conditioned on, the protocol, and the diffusers Wan transformer.
 
-A checkpoint declares its backbone by name (see ``BACKBONES``) and constructor arguments. Noise
+A checkpoint names its backbone (see ``parts.BACKBONES``) and its arguments. Noise
 follows flow matching, ``noisy = (1 - sigma) * clean + sigma * noise`` with sigma in [0, 1], and
 every backbone answers with its estimate of the clean latents, whatever its network predicts inside.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -187,34 +186,3 @@ class _PatchLinear(nn.Conv3d):
 def _frames(x: Tensor) -> Tensor:
     """(B, C, t, h, w) → (B*t, C, h, w), channels last."""
     return x.transpose(1, 2).flatten(0, 1).contiguous(memory_format=torch.channels_last)
-
-
-def _published_wan(**kwargs: Any) -> nn.Module:
-    from ego_world_model.world_model.wan import WanI2VBackbone
-
-    return WanI2VBackbone(**kwargs)
-
-
-def _unet(**kwargs: Any) -> nn.Module:
-    from ego_world_model.world_model.svd import UNetBackbone
-
-    return UNetBackbone(**kwargs)
-
-
-BACKBONES: dict[str, Callable[..., nn.Module]] = {
-    "wan": WanBackbone,
-    "wan_i2v": _published_wan,
-    "unet": _unet,
-}
-"""Name in a checkpoint's config → constructor."""
-
-
-def build_backbone(name: str, **kwargs: Any) -> nn.Module:
-    """The backbone a checkpoint declares.
-
-    Raises:
-        ValueError: if the name is unknown.
-    """
-    if name not in BACKBONES:
-        raise ValueError(f"unknown backbone {name!r}; known: {', '.join(sorted(BACKBONES))}")
-    return BACKBONES[name](**kwargs)

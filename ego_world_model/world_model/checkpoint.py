@@ -69,7 +69,7 @@ class WorldModelConfig:
         num_frames: frames of a rollout, the reference included.
         height, width: pixels.
         extra_slots: slots after the 42 that the control was trained with.
-        autoencoder, backbone: parts, see ``AUTOENCODERS`` and ``BACKBONES``.
+        autoencoder, backbone: see ``parts.AUTOENCODERS`` and ``parts.BACKBONES``.
         encoders: text and image encoders, see ``ENCODERS``; None: the model reads no text.
         control: arguments of ``JointControl`` beyond those that follow from the rest.
         steps: default number of denoising steps.

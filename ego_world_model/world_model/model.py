@@ -15,8 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ego_world_model.hands import NUM_SLOTS, HandTrajectory
-from ego_world_model.world_model.autoencoders import build_autoencoder
-from ego_world_model.world_model.backbones import Condition, build_backbone
+from ego_world_model.world_model.backbones import Condition
 from ego_world_model.world_model.checkpoint import (
     CheckpointError,
     WorldModelConfig,
@@ -26,6 +25,7 @@ from ego_world_model.world_model.checkpoint import (
 )
 from ego_world_model.world_model.controls import JointControl
 from ego_world_model.world_model.encoders import build_encoders
+from ego_world_model.world_model.parts import build_autoencoder, build_backbone
 from ego_world_model.world_model.sampler import OnStep, flow_sigmas, sample
 
 SHIPPED = Path(__file__).resolve().parent.parent / "checkpoints"
