@@ -148,9 +148,9 @@ class ObjectMotion:
         """Hand joints (S, 3) that enter an object shove it sideways over the table. A hand about
         to grasp does not: its fingers pass around the object."""
         item = self._scene.objects[i]
-        passing = [self._in_grasp(i, state, h, w) for h, w in zip(self._hands, wrists, strict=True)]
         if item.for_two_hands:
             return
+        passing = [self._in_grasp(i, state, h, w) for h, w in zip(self._hands, wrists, strict=True)]
         offset = state.poses[i, :2] - points[:, :2]
         gap = np.linalg.norm(offset, axis=1)
         depth = item.radius + _FINGER_RADIUS - gap

@@ -94,6 +94,8 @@ class TableTop:
         self._only = task
         self._planner = TaskPlanner(robot, self.scene, rng)
         self._motion = ObjectMotion(robot, HandKinematics(robot), self.scene)
+        # Kinematics are not thread-safe, and planning may run in a thread of its own.
+        self._foresight = ObjectMotion(robot, HandKinematics(robot), self.scene)
         self._objects = ObjectState.initial(self.scene)
         self._stepped = 0.0
         self.time = 0.0
@@ -244,9 +246,8 @@ class TableTop:
     def _next_task(self, last: _Segment, objects: ObjectState, since: float) -> TaskPlan:
         """Plan from where ``last`` ends, with the objects where it will have left them."""
         times = np.arange(since + _STEP, last.end + _STEP, _STEP)
-        motion = ObjectMotion(self.robot, HandKinematics(self.robot), self.scene)
         for time in times:
             q = last.plan.at(np.array([time - last.start]))[0]
-            objects = motion.step(objects, q, _STEP)
+            objects = self._foresight.step(objects, q, _STEP)
         end = last.plan.at(np.array([last.plan.duration]))[0]
         return self._planner.plan(self._only, end, objects)
