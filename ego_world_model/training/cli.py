@@ -60,7 +60,10 @@ def autoencoder(
 @app.command("world-model")
 def world_model(
     config: ConfigFile,
-    autoencoder: Annotated[Path, typer.Option(help="Run folder of the trained autoencoder.")],
+    autoencoder: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="Run folder of the trained autoencoder; not with `init` in the YAML."),
+    ] = None,
     run: Run = Path("runs/world_model"),
     data: Data = None,
     validation_data: HeldOut = None,

@@ -91,11 +91,13 @@ class WorldModelTraining:
     """``ego-world-model train world-model``.
 
     Attributes:
+        init: checkpoint (name or folder) whose weights the run starts from, its autoencoder
+            included; empty to start from nothing.
         num_frames: frames of a rollout of the checkpoint, the reference included.
         steps: its default number of denoising steps.
         shift: flow shift of its noise levels.
         backbone: name and arguments of the part.
-        control: arguments of ``JointControl`` beyond those that follow from the rest.
+        control: name and arguments of the part, beyond those that follow from the rest.
         pixel_frames, pixel_weight, decoder_from: see ``WorldModelObjective``.
     """
 
@@ -103,10 +105,11 @@ class WorldModelTraining:
     backbone: PartSpec
     loop: LoopSettings
     stages: tuple[Stage, ...]
+    init: str = ""
     num_frames: int = 17
     steps: int = 1
     shift: float = 1.0
-    control: dict[str, Any] = field(default_factory=dict)
+    control: PartSpec = field(default_factory=lambda: PartSpec(name="joint"))
     noise: NoiseSettings = field(default_factory=NoiseSettings)
     pixel_frames: int = 2
     pixel_weight: float = 1.0

@@ -121,8 +121,9 @@ class WorldModelObjective(nn.Module):
     def condition(self, batch: ClipBatch, reference: Tensor) -> Condition:
         """The control's answer, in full precision: pixel coordinates do not survive bfloat16."""
         with torch.autocast(reference.device.type, enabled=False):
+            masks = {"masks": batch.masks} if self.control.reads_masks else {}
             signal = self.control(
-                batch.joints, batch.intrinsics, reference.float(), valid=batch.valid
+                batch.joints, batch.intrinsics, reference.float(), valid=batch.valid, **masks
             )
         return Condition.from_control(reference, signal.motion, signal.geometry)
 

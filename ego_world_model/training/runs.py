@@ -132,7 +132,7 @@ def _export_autoencoder(autoencoder: nn.Module, spec: PartSpec, folder: Path) ->
 
 def train_world_model(
     config: WorldModelTraining,
-    autoencoder: Path,
+    autoencoder: Path | None,
     folder: Path,
     *,
     cache: Path | None = None,
@@ -141,7 +141,7 @@ def train_world_model(
     """Train control and backbone on a trained autoencoder; returns the checkpoint folder.
 
     Args:
-        autoencoder: folder written by ``train_autoencoder``.
+        autoencoder: folder written by ``train_autoencoder``; None where the config names ``init``.
         folder: of the run; an unfinished run there is resumed. ``folder/checkpoint`` holds the
             averaged weights of the latest validation, ready for ``WorldModel.from_pretrained``.
         cache: where unpacked frames are kept; several runs may share it.
@@ -178,9 +178,15 @@ def train_world_model(
     return folder / "checkpoint"
 
 
-def _new_model(config: WorldModelTraining, fps: float, autoencoder: Path) -> WorldModel:
-    """An untrained world model around a trained autoencoder."""
-    spec = PartSpec(**json.loads((autoencoder / "autoencoder.json").read_text()))
+def _new_model(config: WorldModelTraining, fps: float, autoencoder: Path | None) -> WorldModel:
+    """A world model around a trained autoencoder; otherwise untrained, or with init's weights."""
+    start = WorldModel.from_pretrained(config.init) if config.init else None
+    if start is not None:
+        spec = start.config.autoencoder
+    elif autoencoder is not None:
+        spec = PartSpec(**json.loads((autoencoder / "autoencoder.json").read_text()))
+    else:
+        raise ValueError("give a trained autoencoder, or init in the training config")
     model = WorldModel(
         WorldModelConfig(
             fps=fps,
@@ -195,7 +201,14 @@ def _new_model(config: WorldModelTraining, fps: float, autoencoder: Path) -> Wor
             shift=config.shift,
         )
     )
-    model.autoencoder.load_state_dict(load_file(autoencoder / "autoencoder.safetensors"))
+    if start is None:
+        model.autoencoder.load_state_dict(load_file(autoencoder / "autoencoder.safetensors"))
+        return model
+    for name, part in model.parts.items():
+        try:
+            part.load_state_dict(start.parts[name].state_dict())
+        except RuntimeError as error:
+            raise ValueError(f"init {config.init}: its {name} is another one: {error}") from error
     return model
 
 

@@ -71,7 +71,8 @@ class WorldModelConfig:
         extra_slots: slots after the 42 that the control was trained with.
         autoencoder, backbone: see ``parts.AUTOENCODERS`` and ``parts.BACKBONES``.
         encoders: text and image encoders, see ``ENCODERS``; None: the model reads no text.
-        control: arguments of ``JointControl`` beyond those that follow from the rest.
+        control: how the hands steer, see ``parts.CONTROLS``; its arguments beyond those that follow
+            from the rest.
         steps: default number of denoising steps.
         shift: flow shift of the noise levels.
         guidance: default guidance scale; 1 means none.
@@ -85,7 +86,7 @@ class WorldModelConfig:
     autoencoder: PartSpec
     backbone: PartSpec
     encoders: PartSpec | None = None
-    control: dict[str, Any] = field(default_factory=dict)
+    control: PartSpec = field(default_factory=lambda: PartSpec(name="joint"))
     steps: int = 1
     shift: float = 1.0
     guidance: float = 1.0
@@ -115,7 +116,7 @@ class WorldModelConfig:
         if missing := sorted(required - set(data)):
             raise CheckpointError(f"fields missing in the model config: {', '.join(missing)}")
         data = dict(data, extra_slots=tuple(data.get("extra_slots", ())))
-        for part in ("autoencoder", "backbone", "encoders"):
+        for part in ("autoencoder", "backbone", "control", "encoders"):
             if data.get(part) is not None:
                 data[part] = PartSpec(**data[part])
         return cls(**data)

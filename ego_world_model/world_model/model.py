@@ -23,9 +23,8 @@ from ego_world_model.world_model.checkpoint import (
     read_config,
     save_checkpoint,
 )
-from ego_world_model.world_model.controls import JointControl
 from ego_world_model.world_model.encoders import build_encoders
-from ego_world_model.world_model.parts import build_autoencoder, build_backbone
+from ego_world_model.world_model.parts import build_autoencoder, build_backbone, build_control
 from ego_world_model.world_model.sampler import OnStep, flow_sigmas, sample
 
 SHIPPED = Path(__file__).resolve().parent.parent / "checkpoints"
@@ -57,12 +56,13 @@ class WorldModel(nn.Module):
         self.config = config
         self.metadata: dict[str, Any] = {}
         self.autoencoder = build_autoencoder(config.autoencoder.name, **config.autoencoder.kwargs)
-        self.control = JointControl(
+        self.control = build_control(
+            config.control.name,
             num_joints=config.num_slots,
             latent_channels=self.autoencoder.latent_channels,
             spatial_stride=self.autoencoder.spatial_stride,
             temporal_stride=self.autoencoder.temporal_stride,
-            **config.control,
+            **config.control.kwargs,
         )
         self.backbone = build_backbone(config.backbone.name, **config.backbone.kwargs)
         spec = config.encoders
@@ -130,6 +130,7 @@ class WorldModel(nn.Module):
         guidance: float | None = None,
         steps: int | None = None,
         seed: int | None = None,
+        masks: ArrayLike | None = None,
         on_step: OnStep | None = None,
     ) -> ImaginationResult:
         """Imagine what the camera will see if the hands follow each of K trajectories.
@@ -145,6 +146,8 @@ class WorldModel(nn.Module):
             steps: denoising steps; None: the checkpoint's.
             seed: of the noise; the same seed gives the same frames. None draws a fresh one. All K
                 candidates share the noise, so that they differ by their joints alone.
+            masks: (T, H, W) or (K, T, H, W) uint8 classes of ``data.schema.MASK_CLASSES`` on the
+                model's clock, only for checkpoints whose control reads masks.
             on_step: called as on_step(step, steps); returning False cancels.
 
         Raises:
@@ -161,7 +164,13 @@ class WorldModel(nn.Module):
         watch.lap("encode")
         count = len(trajectories)
         shared = reference.expand(count, -1, -1, -1)
-        signal = self.control(joints, matrix.expand(count, -1, -1), shared, valid=valid)
+        signal = self.control(
+            joints,
+            matrix.expand(count, -1, -1),
+            shared,
+            valid=valid,
+            **self._masks(masks, count),
+        )
         condition = Condition.from_control(shared, signal.motion, signal.geometry)
         guidance = self.config.guidance if guidance is None else guidance
         condition, unconditional = self._with_context(condition, frame, prompt, guidance)
@@ -244,6 +253,27 @@ class WorldModel(nn.Module):
             valid.append(np.pad(trajectory.valid, ((0, 0), (0, missing))))
         joints, known = torch.from_numpy(np.stack(positions)), torch.from_numpy(np.stack(valid))
         return joints.to(self.device), known.to(self.device)
+
+    def _masks(self, masks: ArrayLike | None, count: int) -> dict[str, Tensor]:
+        """``masks`` as the control's keyword argument, (K, T, h, w); none where it reads none."""
+        if not self.control.reads_masks:
+            if masks is not None:
+                raise ValueError("masks: this checkpoint's control reads none; leave masks out")
+            return {}
+        config = self.config
+        if masks is None:
+            raise ValueError(
+                f"masks is missing: control {config.control.name!r} is steered by segmentation "
+                f"masks of all {config.num_frames} frames"
+            )
+        stack = torch.from_numpy(np.array(masks, dtype=np.uint8))
+        stack = stack.expand(count, *stack.shape[-3:])
+        if stack.shape[1] != config.num_frames:
+            raise ValueError(f"masks has {stack.shape[1]} frames, not {config.num_frames}")
+        size = (config.height, config.width)
+        if stack.shape[2:] != size:
+            stack = F.interpolate(stack.float(), size, mode="nearest-exact").byte()
+        return {"masks": stack.to(self.device)}
 
     def _inputs(self, image: ArrayLike, intrinsics: ArrayLike) -> tuple[Tensor, Tensor]:
         """The image as (1, 3, h, w) in [-1, 1] and its camera matrix (1, 3, 3), at model size."""

@@ -15,6 +15,11 @@ AUTOENCODERS: dict[str, str] = {
 }
 """Autoencoder's name in a checkpoint's config → its module and class."""
 
+CONTROLS: dict[str, str] = {
+    "joint": "controls.joint:JointControl",
+}
+"""Control's name in a checkpoint's config → its module and class; see ``controls.Control``."""
+
 BACKBONES: dict[str, str] = {
     "wan": "backbones:WanBackbone",
     "wan_i2v": "wan:WanI2VBackbone",
@@ -30,6 +35,15 @@ def build_autoencoder(name: str, **kwargs: Any) -> nn.Module:
         ValueError: if the name is unknown.
     """
     return _build("autoencoder", AUTOENCODERS, name, kwargs)
+
+
+def build_control(name: str, **kwargs: Any) -> nn.Module:
+    """The control a checkpoint declares.
+
+    Raises:
+        ValueError: if the name is unknown.
+    """
+    return _build("control", CONTROLS, name, kwargs)
 
 
 def build_backbone(name: str, **kwargs: Any) -> nn.Module:

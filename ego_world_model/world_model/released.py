@@ -108,7 +108,9 @@ def import_released(
         "guidance": 5.0 if encoders else 1.0,
         "autoencoder": PartSpec(name="wan", kwargs={"base": str(base)}),
         "backbone": PartSpec(name="wan_i2v", kwargs=backbone),
-        "control": {name: getattr(control.config, name) for name in inherited},
+        "control": PartSpec(
+            name="joint", kwargs={name: getattr(control.config, name) for name in inherited}
+        ),
     }
     model = WorldModel(WorldModelConfig(**(defaults | config)))
     model.control.load_state_dict(control.state_dict())

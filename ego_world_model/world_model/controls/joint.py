@@ -43,6 +43,8 @@ class JointControl(nn.Module):
     the published weights expect, with their state-dict keys.
     """
 
+    reads_masks = False
+
     def __init__(self, num_joints: int = 42, latent_channels: int = 16, **options: Any) -> None:
         super().__init__()
         self.config = config = ControlConfig(
