@@ -122,6 +122,44 @@ def keypoints(config: ConfigFile) -> None:
     train_keypoints(config)
 
 
+@app.command("ablation")
+def ablation(
+    config: ConfigFile,
+    run: Annotated[Path, typer.Option(help="Folder of training states and caches.")] = Path(
+        "runs/ablation"
+    ),
+    results: Annotated[
+        Path, typer.Option(help="Folder of a result file per finished run, and report.md.")
+    ] = Path("docs/ablation"),
+    method: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(help="Only this row of the table (may be repeated)."),
+    ] = None,
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads of a run.")] = 1,
+) -> None:
+    """Compare controls at equal budget: ours, ablated and the peers'; goes on where it stopped."""
+    _prepare()
+    import torch
+
+    from ego_world_model.training.ablation import Ablation, run_ablation
+    from ego_world_model.training.ablation_report import write_report
+    from ego_world_model.training.config import load
+
+    torch.set_num_threads(threads)
+    settings = load(Ablation, config, {})
+
+    def report() -> None:
+        write_report(
+            settings,
+            results,
+            results / "report.md",
+            command=f"ego-world-model train ablation {config}",
+        )
+
+    run_ablation(settings, run, results, only=method or (), report=_say, on_finished=report)
+    report()
+
+
 @app.command("curve")
 def curve(
     run: Annotated[Path, typer.Argument(help="Folder of a training run.")],
