@@ -22,6 +22,9 @@ PSNR_CAP = 60.0
 BACKGROUND_MARGIN = 3
 """Pixels around everything that moves which do not count as background."""
 
+SSIM_C1, SSIM_C2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
+"""Stabilisers of SSIM on 8-bit levels: K1 = 0.01, K2 = 0.03."""
+
 _HANDS = [MASK_CLASSES.index(name) for name in ("left_hand", "right_hand")]
 _ARMS = [MASK_CLASSES.index(name) for name in ("left_arm", "right_arm")]
 _OBJECT = [MASK_CLASSES.index("manipulated_object")]
@@ -43,6 +46,7 @@ def regions(reference: ArrayLike, target: ArrayLike) -> dict[str, NDArray[np.boo
         as a ghost counts too;
         ``arms``: arms in the true frame;
         ``object``: the manipulated object in the true frame;
+        ``hand_object``: hands or the manipulated object in the true frame;
         ``background``: at least ``BACKGROUND_MARGIN`` pixels away from hands, arms and manipulated
         objects of both the true and the reference frame, and from what is an object in only one of
         them (an object is "manipulated" from the moment it is touched, so it may not be yet).
@@ -63,6 +67,7 @@ def regions(reference: ArrayLike, target: ArrayLike) -> dict[str, NDArray[np.boo
         "changed": hand | np.isin(reference, _HANDS),
         "arms": np.isin(target, _ARMS),
         "object": np.isin(target, _OBJECT),
+        "hand_object": np.isin(target, _HANDS + _OBJECT),
         "background": ~binary_dilation(moving, square),
     }
 
@@ -106,14 +111,36 @@ def ssim_map(frames: ArrayLike, truth: ArrayLike) -> NDArray[np.float32]:
     def blur(image: NDArray[np.float32]) -> NDArray[np.float32]:
         return gaussian_filter(image, sigma, truncate=3.5)
 
-    c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
     mean_x, mean_y = blur(x), blur(y)
     var_x, var_y = blur(x * x) - mean_x**2, blur(y * y) - mean_y**2
     cov = blur(x * y) - mean_x * mean_y
-    similarity = ((2 * mean_x * mean_y + c1) * (2 * cov + c2)) / (
-        (mean_x**2 + mean_y**2 + c1) * (var_x + var_y + c2)
+    similarity = ((2 * mean_x * mean_y + SSIM_C1) * (2 * cov + SSIM_C2)) / (
+        (mean_x**2 + mean_y**2 + SSIM_C1) * (var_x + var_y + SSIM_C2)
     )
     return similarity
+
+
+def composite(frames: ArrayLike, truth: ArrayLike, region: ArrayLike) -> NDArray[np.uint8]:
+    """``frames`` inside ``region``, ``truth`` outside: what a metric with windows or a network is
+    shown when it is asked about a region.
+
+    A copy of the truth stays one, and nothing outside the region can contribute.
+
+    Args:
+        frames, truth: (..., H, W, 3) uint8.
+        region: (..., H, W) bool.
+
+    Raises:
+        ValueError: if the shapes do not fit.
+    """
+    frames, truth = np.asarray(frames), np.asarray(truth)
+    region = np.asarray(region, bool)
+    if frames.shape != truth.shape or region.shape != frames.shape[:-1]:
+        raise ValueError(
+            f"expected frames and truth (..., H, W, 3) and a region (..., H, W), got "
+            f"{frames.shape}, {truth.shape} and {region.shape}"
+        )
+    return np.where(region[..., None], frames, truth)
 
 
 def iou(said: ArrayLike, truth: ArrayLike) -> float:
