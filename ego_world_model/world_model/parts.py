@@ -17,8 +17,17 @@ AUTOENCODERS: dict[str, str] = {
 
 CONTROLS: dict[str, str] = {
     "joint": "controls.joint:JointControl",
+    "wan_move": "controls.wan_move:WanMoveControl",
+    "ati": "controls.ati:ATIControl",
+    "motion_stream": "controls.motion_stream:MotionStreamControl",
+    "skeleton": "controls.skeleton:SkeletonControl",
+    "mask_hand": "controls.masks:HandMaskControl",
+    "mask_hand_object": "controls.masks:HandObjectMaskControl",
 }
-"""Control's name in a checkpoint's config → its module and class; see ``controls.Control``."""
+"""Control's name in a checkpoint's config → its module and class; see ``controls.Control``.
+
+"joint" is ours; the rest stand for other published methods (docs/peers.md).
+"""
 
 BACKBONES: dict[str, str] = {
     "wan": "backbones:WanBackbone",

@@ -7,8 +7,11 @@ from typing import Any, Literal
 
 from torch import Tensor
 
+from ego_world_model.world_model.controls.arguments import require_sizes
+
 Compat = Literal["ours", "released"]
 Occlusion = Literal["soft", "hard", "none"]
+Propagation = Literal["z_buffer", "average"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +34,11 @@ class ControlConfig:
         embed_channels: width of the coordinate embedding, and of the identity embedding.
 
         occlusion: how hidden source joints are found: "soft" product, "hard" test, or "none".
+        propagation: what a cell takes where joints meet: "z_buffer" weighs them by nearness to the
+            camera as well, "average" by their Gaussians alone (the paper's ablation without
+            occlusion-aware propagation).
+        geometry_embedding: write position and identity of the joints into the geometry map; False
+            leaves it zero (the paper's ablation without 3-D geometric embeddings).
         finger_radius: metres; Gaussian radius of the area that a joint hides of its own hand. A
             tilted flat hand does not hide itself, so this is no wider than a finger.
         hand_radius: metres; the same for joints of the other hand: wider, because between its
@@ -62,6 +70,8 @@ class ControlConfig:
     embed_channels: int = 32
 
     occlusion: Occlusion = "soft"
+    propagation: Propagation = "z_buffer"
+    geometry_embedding: bool = True
     finger_radius: float = 0.011
     hand_radius: float = 0.025
     occlusion_margin: float = 0.035
@@ -79,23 +89,37 @@ class ControlConfig:
     normalize: bool = True
 
     def __post_init__(self) -> None:
-        for name in (
-            "num_joints",
-            "latent_channels",
-            "geometry_channels",
-            "spatial_stride",
-            "temporal_stride",
-            "hidden_channels",
-            "embed_channels",
-            "frequencies",
-        ):
-            if int(getattr(self, name)) < 1:
-                raise ValueError(f"control config: {name} must be >= 1, got {getattr(self, name)}")
+        require_sizes(
+            **{
+                name: getattr(self, name)
+                for name in (
+                    "num_joints",
+                    "latent_channels",
+                    "geometry_channels",
+                    "spatial_stride",
+                    "temporal_stride",
+                    "hidden_channels",
+                    "embed_channels",
+                    "frequencies",
+                )
+            }
+        )
         if self.compat not in ("ours", "released"):
             raise ValueError(f"control config: compat must be ours or released, got {self.compat}")
         if self.occlusion not in ("soft", "hard", "none"):
             raise ValueError(
                 f"control config: occlusion must be soft, hard or none, got {self.occlusion}"
+            )
+        if self.propagation not in ("z_buffer", "average"):
+            raise ValueError(
+                f"control config: propagation must be z_buffer or average, got {self.propagation}"
+            )
+        if self.compat == "released" and not (
+            self.propagation == "z_buffer" and self.geometry_embedding
+        ):
+            raise ValueError(
+                "control config: the released formulation has no ablations; leave propagation and "
+                "geometry_embedding out"
             )
         if self.compat == "released" and self.embed_channels % 2:
             raise ValueError("control config: embed_channels must be even for compat='released'")

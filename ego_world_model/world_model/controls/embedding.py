@@ -11,13 +11,18 @@ from torch.nn import functional as F
 _BLOCK = 1_000_000  # input elements of one block of the head
 
 
-def released_encoding(uvd: Tensor, channels: int) -> Tensor:
-    """Sinusoids of the raw values, averaged over the coordinates: (..., 3) → (..., channels)."""
+def sinusoids(values: Tensor, channels: int) -> Tensor:
+    """Sines, then cosines, of a number at falling rates: (...) → (..., channels)."""
     half = channels // 2
     step = math.log(10000.0) / (half - 1)
-    rates = torch.exp(torch.arange(half, device=uvd.device, dtype=uvd.dtype) * -step)
-    phase = uvd[..., None] * rates
-    return torch.cat([phase.sin(), phase.cos()], dim=-1).mean(dim=-2)
+    rates = torch.exp(torch.arange(half, device=values.device, dtype=values.dtype) * -step)
+    phase = values[..., None] * rates
+    return torch.cat([phase.sin(), phase.cos()], dim=-1)
+
+
+def released_encoding(uvd: Tensor, channels: int) -> Tensor:
+    """Sinusoids of the raw values, averaged over the coordinates: (..., 3) → (..., channels)."""
+    return sinusoids(uvd, channels).mean(dim=-2)
 
 
 def grid_encoding(uv: Tensor, disparity: Tensor, frequencies: int, shortest: float) -> Tensor:

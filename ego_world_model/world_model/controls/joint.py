@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ego_world_model.world_model.controls import splat
+from ego_world_model.world_model.controls.arguments import check_arguments, compute_dtype
 from ego_world_model.world_model.controls.config import ControlConfig, ControlSignal
 from ego_world_model.world_model.controls.embedding import (
     causal_head,
@@ -50,19 +51,25 @@ class JointControl(nn.Module):
         self.config = config = ControlConfig(
             num_joints=num_joints, latent_channels=latent_channels, **options
         )
-        embed, hidden = config.embed_channels, config.hidden_channels
         self.released = config.compat == "released"
+        if not self.released and config.propagation == "z_buffer":
+            self.log_depth_gain = nn.Parameter(torch.tensor(math.log(config.depth_gain)))
+        if config.geometry_embedding:
+            self._build_geometry()
+
+    def _build_geometry(self) -> None:
+        """Embeddings of the joints, and the temporal head that reads what they write."""
+        config = self.config
+        embed, hidden = config.embed_channels, config.hidden_channels
         encoded = embed if self.released else 6 * config.frequencies
         self.joint_id_embed = nn.Embedding(config.num_joints, embed)
         self.coord_encoder = nn.Sequential(
             nn.Linear(encoded, embed), nn.SiLU(), nn.Linear(embed, embed)
         )
         written = 2 * embed
-        if not self.released:
-            self.log_depth_gain = nn.Parameter(torch.tensor(math.log(config.depth_gain)))
-            if config.offset_channels:
-                self.joint_offset_embed = nn.Embedding(config.num_joints, config.offset_channels)
-                written += 2 * config.offset_channels
+        if not self.released and config.offset_channels:
+            self.joint_offset_embed = nn.Embedding(config.num_joints, config.offset_channels)
+            written += 2 * config.offset_channels
         self.causal_conv1 = nn.Conv3d(written + config.latent_channels, hidden, (3, 1, 1))
         self.causal_conv2 = nn.Conv3d(hidden, config.geometry_channels, (3, 1, 1))
         self.cross_norm: nn.Module = (
@@ -93,10 +100,17 @@ class JointControl(nn.Module):
         Raises:
             ValueError: naming the argument whose shape or values do not fit.
         """
-        valid = self._check(joints, intrinsics, reference_latent, valid)
+        valid = check_arguments(
+            joints,
+            intrinsics,
+            reference_latent,
+            valid,
+            num_joints=self.config.num_joints,
+            latent_channels=self.config.latent_channels,
+        )
         # Sub-cell positions do not survive bfloat16, so autocast must not reach in here.
         with torch.autocast(joints.device.type, enabled=False):
-            joints = joints.to(self.joint_id_embed.weight.dtype)
+            joints = joints.to(compute_dtype(self))
             return self._signal(joints, intrinsics, reference_latent, valid)
 
     def _signal(
@@ -113,77 +127,37 @@ class JointControl(nn.Module):
         latent = reference_latent.to(joints.dtype)
         features = splat.pool(latent, row, column, 1e-6 if self.released else 1e-12)
         features = features * visibility[..., None]
-        motion, structure = self._splat(grid, features, self._embed(grid), height, width)
-        geometry = causal_head(
-            structure, motion, self.causal_conv1, self.causal_conv2, self.cross_norm
-        )
+        motion, structure = self._splat(grid, features, height, width)
+        if structure is None:
+            batch, _, *grid_shape = motion.shape
+            geometry = motion.new_zeros(batch, self.config.geometry_channels, *grid_shape)
+        else:
+            geometry = causal_head(
+                structure, motion, self.causal_conv1, self.causal_conv2, self.cross_norm
+            )
         motion, geometry = (
             maps.unflatten(-1, (height, width)).to(reference_latent.dtype)
             for maps in (motion, geometry)
         )
         return ControlSignal(motion, geometry, visibility)
 
-    def _check(
-        self, joints: Tensor, intrinsics: Tensor, latent: Tensor, valid: Tensor | None
-    ) -> Tensor:
-        """Validate the arguments; returns ``valid`` as (B, T, J) bool."""
-        c = self.config
-        if joints.ndim != 4 or joints.shape[2:] != (c.num_joints, 3):
-            raise ValueError(
-                f"joints must have shape (B, T, {c.num_joints}, 3), got {tuple(joints.shape)}"
-            )
-        batch, frames = joints.shape[:2]
-        if tuple(intrinsics.shape) not in ((batch, 3, 3), (batch, frames, 3, 3)):
-            raise ValueError(
-                f"intrinsics must have shape ({batch}, 3, 3) or ({batch}, {frames}, 3, 3), "
-                f"got {tuple(intrinsics.shape)}"
-            )
-        if latent.ndim != 4 or latent.shape[:2] != (batch, c.latent_channels):
-            raise ValueError(
-                f"reference_latent must have shape ({batch}, {c.latent_channels}, h, w), "
-                f"got {tuple(latent.shape)}"
-            )
-        if valid is None:
-            valid = torch.ones(joints.shape[:3], dtype=torch.bool, device=joints.device)
-        elif valid.shape != joints.shape[:3]:
-            raise ValueError(
-                f"valid must have shape {tuple(joints.shape[:3])}, got {tuple(valid.shape)}"
-            )
-        valid = valid.bool()
-        if not torch.isfinite(joints[valid]).all():
-            raise ValueError(
-                "joints hold NaN or infinity where valid is true; mark unknown joints invalid"
-            )
-        return valid
-
     def _project(self, joints: Tensor, intrinsics: Tensor, valid: Tensor) -> GridJoints:
         """Joints on the latent grid, in both formulations."""
         c = self.config
-        k = intrinsics if intrinsics.ndim == 4 else intrinsics[:, None]
-        k = k[:, :, None].to(joints.dtype)
         if self.released:
             points = torch.where(valid[..., None], joints, 0.0)
             depth = points[..., 2].clamp_min(0.2)
         else:
-            # Where a joint does not count, a harmless point keeps values and gradients finite.
-            valid = valid & (joints[..., 2] > c.near)
-            points = torch.where(valid[..., None], joints, joints.new_tensor([0.0, 0.0, 1.0]))
+            points, valid = splat.present_points(joints, valid, c.near)
             depth = points[..., 2]
-        focal = torch.stack([k[..., 0, 0], k[..., 1, 1]], dim=-1)
-        centre = torch.stack([k[..., 0, 2], k[..., 1, 2]], dim=-1)
-        skew = torch.stack([k[..., 0, 1] * points[..., 1], torch.zeros_like(depth)], dim=-1)
-        # Written as K·point / depth: with the released clamp on depth, a missing joint (0, 0, 0)
-        # must land on pixel (0, 0).
-        image = focal * points[..., :2] + skew + centre * points[..., 2:]
-        pixels = image / depth[..., None]
+        pixels, focal = splat.project(points, intrinsics, depth)
         metre = focal.prod(dim=-1).sqrt() / c.spatial_stride / depth
         if self.released:
             sigma = torch.full_like(depth, 2.0)
             uv = pixels / c.spatial_stride
             present = torch.ones_like(depth)
             return GridJoints(uv, 1 / depth / 5, depth, present, sigma, sigma, metre)
-        # Pixel centres are integers, and so are cell centres: cell 0 covers pixels 0 … stride-1.
-        uv = (pixels + 0.5) / c.spatial_stride - 0.5
+        uv = splat.pixels_to_cells(pixels, c.spatial_stride)
         motion, geometry = (
             (radius * metre).clamp(smallest, c.max_sigma)
             for radius, smallest in (
@@ -230,11 +204,14 @@ class JointControl(nn.Module):
         return torch.cat(parts, dim=-1)
 
     def _splat(
-        self, grid: GridJoints, features: Tensor, embedded: Tensor, height: int, width: int
-    ) -> tuple[Tensor, Tensor]:
-        """Motion (B, C, t, h·w) and structure (B, E, t, h·w), block by block."""
+        self, grid: GridJoints, features: Tensor, height: int, width: int
+    ) -> tuple[Tensor, Tensor | None]:
+        """Motion (B, C, t, h·w) and structure (B, E, t, h·w), block by block.
+
+        Without geometry embedding there is no structure.
+        """
         batch, frames, joints = grid.depth.shape
-        groups = splat.temporal_groups(frames, self.config.temporal_stride, embedded.device)
+        groups = splat.temporal_groups(frames, self.config.temporal_stride, features.device)
         steps, per = groups.shape
         shared = grid.motion_sigma is grid.geometry_sigma
         motion_profiles, geometry_profiles = (
@@ -244,7 +221,9 @@ class JointControl(nn.Module):
             ]
             for sigma in (grid.motion_sigma, grid.geometry_sigma)
         )
-        embedded = embedded[:, groups].flatten(0, 1)
+        embedded = (
+            self._embed(grid)[:, groups].flatten(0, 1) if self.config.geometry_embedding else None
+        )
         count = grid.present[:, groups].sum(dim=2)
         disparity = (grid.disparity * grid.present)[:, groups].sum(dim=2) / count.clamp_min(1)
         disparity, absent = disparity.flatten(0, 1), (count == 0).flatten(0, 1)
@@ -252,21 +231,22 @@ class JointControl(nn.Module):
         motion, structure = [], []
         for block in splat.blocks(batch * steps, per * joints * height * width):
             heat = splat.heatmaps(*(p[block] for p in motion_profiles))
-            fine = heat if shared else splat.heatmaps(*(p[block] for p in geometry_profiles))
-            structure.append(splat.write(fine, embedded[block]))
+            if embedded is not None:
+                fine = heat if shared else splat.heatmaps(*(p[block] for p in geometry_profiles))
+                structure.append(splat.write(fine, embedded[block]))
             motion.append(
                 self._propagate(heat.mean(dim=1), disparity[block], absent[block], features[block])
             )
         motion, structure = (
-            torch.cat(parts).unflatten(0, (batch, steps)).transpose(1, 2)
+            torch.cat(parts).unflatten(0, (batch, steps)).transpose(1, 2) if parts else None
             for parts in (motion, structure)
         )
-        return motion, self._offsets(structure, height, width)
+        return motion, structure if structure is None else self._offsets(structure, height, width)
 
     def _propagate(
         self, heat: Tensor, disparity: Tensor, absent: Tensor, features: Tensor
     ) -> Tensor:
-        """Features carried to the joints' cells, the nearest joint winning.
+        """Features carried to the joints' cells, the nearest joint winning (unless averaged).
 
         heat (n, J, p) in 0..1, disparity (n, J), absent (n, J), features (n, J, C) → (n, C, p).
         """
@@ -276,8 +256,9 @@ class JointControl(nn.Module):
         else:
             # Probability that some joint covers the cell. The cap keeps the logarithm finite.
             opacity = 1 - torch.log1p(-heat.clamp_max(1 - 1e-6)).sum(dim=1, keepdim=True).exp()
-            gain = self.log_depth_gain.exp()
-            logits = heat.clamp_min(1e-30).log() + gain * disparity[..., None]
+            logits = heat.clamp_min(1e-30).log()
+            if self.config.propagation == "z_buffer":
+                logits = logits + self.log_depth_gain.exp() * disparity[..., None]
             # Finite, so that a frame without any joint gives zeros (its opacity), not NaN.
             logits = logits.masked_fill(absent[..., None], -1e30)
         weights = torch.softmax(logits, dim=1)

@@ -38,6 +38,36 @@ class GridJoints:
     cells_per_metre: Tensor
 
 
+def present_points(joints: Tensor, valid: Tensor, near: float) -> tuple[Tensor, Tensor]:
+    """Joints (B, T, J, 3) that count, and which do: valid, and farther than ``near`` metres.
+
+    Where a joint does not count, a harmless point keeps values and gradients finite.
+    """
+    present = valid & (joints[..., 2] > near)
+    return torch.where(present[..., None], joints, joints.new_tensor([0.0, 0.0, 1.0])), present
+
+
+def project(points: Tensor, intrinsics: Tensor, depth: Tensor) -> tuple[Tensor, Tensor]:
+    """Pixels (B, T, J, 2) of points seen by a pinhole camera, and its focal lengths.
+
+    points (B, T, J, 3), intrinsics (B, 3, 3) or (B, T, 3, 3), depth (B, T, J) to divide by.
+    """
+    k = intrinsics if intrinsics.ndim == 4 else intrinsics[:, None]
+    k = k[:, :, None].to(points.dtype)
+    focal = torch.stack([k[..., 0, 0], k[..., 1, 1]], dim=-1)
+    centre = torch.stack([k[..., 0, 2], k[..., 1, 2]], dim=-1)
+    skew = torch.stack([k[..., 0, 1] * points[..., 1], torch.zeros_like(depth)], dim=-1)
+    # Written as K·point / depth: with the released clamp on depth, a missing joint (0, 0, 0)
+    # must land on pixel (0, 0).
+    image = focal * points[..., :2] + skew + centre * points[..., 2:]
+    return image / depth[..., None], focal
+
+
+def pixels_to_cells(pixels: Tensor, stride: int) -> Tensor:
+    """Pixel centres are integers, and so are cell centres: cell 0 covers pixels 0 … stride-1."""
+    return (pixels + 0.5) / stride - 0.5
+
+
 def profiles(
     uv: Tensor, sigma: Tensor, present: Tensor, height: int, width: int
 ) -> tuple[Tensor, Tensor]:
