@@ -1,16 +1,16 @@
 """Metrics of a clip's motion against the true one: ST-SSIM and GMSD-T, whole or inside a region.
 
 Both work on luminance (ITU-R BT.601) in 8-bit levels and compare a video with its truth frame by
-frame, so a right motion at the wrong time counts as wrong. Inside a region, everything outside is
-first replaced by the truth (``metrics.composite``): what lies outside cannot contribute, though
-the windows reach over the border.
+frame, so a right motion at the wrong time counts as wrong. Inside a region, what is outside is
+first replaced by the truth (ST-SSIM: the frames, ``metrics.composite``; GMSD-T: their changes): it
+cannot contribute, though windows and filters reach over the border.
 """
 
 from __future__ import annotations
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.ndimage import prewitt, uniform_filter1d
+from scipy.ndimage import correlate1d, uniform_filter1d
 
 from ego_world_model.evaluation.metrics import SSIM_C1, SSIM_C2, composite
 
@@ -146,8 +146,8 @@ def gmsd_t(frames: ArrayLike, truth: ArrayLike, region: ArrayLike | None = None)
 
     Args:
         frames, truth: (T, H, W, 3) uint8.
-        region: (T, H, W) bool, or None for all pixels. A halved pixel counts where at least half of
-            it is in the region of either frame.
+        region: (T, H, W) bool, or None for all pixels. That of a change is the region of either of
+            its frames; a halved pixel counts where at least half of it is inside.
 
     Returns:
         0 for a copy of the truth; NaN if no pair of frames has two pixels in the region.
@@ -158,16 +158,17 @@ def gmsd_t(frames: ArrayLike, truth: ArrayLike, region: ArrayLike | None = None)
     frames, truth = _videos(frames, truth)
     if len(truth) < 2:
         raise ValueError("GMSD-T compares changes between frames: a clip needs at least 2 frames")
+    change, true_change = (np.diff(luminance(video), axis=0) for video in (frames, truth))
+    inside = np.ones(change.shape, bool)
     if region is not None:
         region = np.asarray(region, bool)
-        frames = composite(frames, truth, region)
-    m = _gradient_magnitude(_halved(np.diff(luminance(frames), axis=0)))
-    n = _gradient_magnitude(_halved(np.diff(luminance(truth), axis=0)))
+        if region.shape != truth.shape[:-1]:
+            raise ValueError(f"region {region.shape} must match frames {truth.shape[:-1]}")
+        inside = region[1:] | region[:-1]
+        change = np.where(inside, change, true_change)
+    m, n = _gradient_magnitude(_halved(change)), _gradient_magnitude(_halved(true_change))
     similarity = (2 * m * n + GMS_CONSTANT) / (m * m + n * n + GMS_CONSTANT)
-    if region is None:
-        inside = np.ones(similarity.shape, bool)
-    else:
-        inside = _halved((region[1:] | region[:-1]).astype(np.float32)) >= 0.5
+    inside = _halved(inside.astype(np.float32)) >= 0.5
     deviations = [
         values[where].std(dtype=np.float64)
         for values, where in zip(similarity, inside, strict=True)
@@ -220,6 +221,7 @@ def _halved(values: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def _gradient_magnitude(values: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Prewitt gradient magnitude of (T, H, W), each filter's weights summing to 1 in magnitude
-    on either side."""
-    return np.hypot(prewitt(values, axis=1), prewitt(values, axis=2)) / 3
+    """Of (T, H, W), image by image; Prewitt filters whose weights sum to 1 on either side."""
+    down = uniform_filter1d(correlate1d(values, [-1, 0, 1], axis=1), 3, axis=2)
+    across = uniform_filter1d(correlate1d(values, [-1, 0, 1], axis=2), 3, axis=1)
+    return np.hypot(down, across)
