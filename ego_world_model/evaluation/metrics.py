@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -156,6 +157,18 @@ def iou(said: ArrayLike, truth: ArrayLike) -> float:
     return float((said & truth).sum() / (said | truth).sum())
 
 
+def counted_joints(
+    commanded: ArrayLike, visible: ArrayLike, *, moved: float = 0.0
+) -> NDArray[np.bool_]:
+    """(T, K) joints that a control error counts; arguments as for ``control_error``."""
+    commanded, counted = np.asarray(commanded, np.float64), np.asarray(visible, bool)
+    if moved > 0:
+        with np.errstate(invalid="ignore"):  # a joint that starts behind the camera has moved
+            still = np.linalg.norm(commanded[1:] - commanded[:1], axis=-1) < moved
+        counted = counted & ~still
+    return counted
+
+
 def control_error(
     found: ArrayLike, commanded: ArrayLike, visible: ArrayLike, *, moved: float = 0.0
 ) -> NDArray[np.float64]:
@@ -178,11 +191,7 @@ def control_error(
             "expected found (T, K, 2), commanded (T + 1, K, 2) and visible (T, K), got "
             f"{found.shape}, {commanded.shape} and {visible.shape}"
         )
-    counted = visible
-    if moved > 0:
-        with np.errstate(invalid="ignore"):  # a joint that starts behind the camera has moved
-            still = np.linalg.norm(commanded[1:] - commanded[:1], axis=-1) < moved
-        counted = visible & ~still
+    counted = counted_joints(commanded, visible, moved=moved)
     return np.linalg.norm(found - commanded[1:], axis=-1)[counted]
 
 
@@ -206,14 +215,33 @@ class Estimate:
         return f"{self.mean:.2f} [{self.low:.2f}, {self.high:.2f}]"
 
 
-def estimate(values: Iterable[float], *, resamples: int = 2000, seed: int = 0) -> Estimate:
-    """Mean of per-clip values and the percentile interval of ``resamples`` bootstrap means."""
+def estimate(
+    values: Iterable[float],
+    *,
+    groups: Iterable[Any] | None = None,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> Estimate:
+    """Mean of per-clip values and the percentile interval of ``resamples`` bootstrap means.
+
+    Args:
+        values: one per clip; NaN is left out.
+        groups: one per clip, what is drawn as a whole: clips of one episode resemble each other, so
+            drawing them apart would make the interval too narrow. None: each clip is a group.
+    """
     array = np.asarray(list(values), dtype=np.float64)
-    array = array[np.isfinite(array)]
-    if len(array) == 0:
+    known = np.isfinite(array)
+    number = np.arange(len(array))
+    if groups is not None:
+        _, number = np.unique(np.asarray(list(groups)), return_inverse=True)
+    if not known.any():
         return Estimate(float("nan"), float("nan"), float("nan"), 0)
-    draws = np.random.default_rng(seed).integers(len(array), size=(resamples, len(array)))
-    low, high = np.percentile(array[draws].mean(axis=1), [2.5, 97.5])
+    array = array[known]
+    _, group = np.unique(number[known], return_inverse=True)
+    total, size = np.bincount(group, weights=array), np.bincount(group)
+    draws = np.random.default_rng(seed).integers(len(size), size=(resamples, len(size)))
+    means = total[draws].sum(axis=1) / size[draws].sum(axis=1)
+    low, high = np.percentile(means, [2.5, 97.5])
     return Estimate(float(array.mean()), float(low), float(high), len(array))
 
 
