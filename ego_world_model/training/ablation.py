@@ -19,8 +19,9 @@ import numpy as np
 import torch
 
 from ego_world_model.data import DatasetReader, Episode
-from ego_world_model.evaluation.benchmark import Judge, region_scores
+from ego_world_model.evaluation.benchmark import region_scores
 from ego_world_model.evaluation.clips import command, evaluation_clips
+from ego_world_model.evaluation.judge import Judge
 from ego_world_model.evaluation.metrics import regions
 from ego_world_model.evaluation.subsets import is_heavy, occlusion
 from ego_world_model.perception import KeypointEstimator
