@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ego_world_model.hands import NUM_SLOTS
+from ego_world_model.world_model.acceleration import Acceleration
 
 CONFIG = "config.json"
 FORMAT = "ego_world_model/1"
@@ -61,6 +62,25 @@ class PartSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LoraFile:
+    """A LoRA file on the base's transformer, beside the LoRA layers of the checkpoint itself.
+
+    Attributes:
+        path: safetensors file; a relative path is taken from the checkpoint's folder.
+        name: of the adapter.
+        scale: factor of what it adds.
+    """
+
+    path: str
+    name: str
+    scale: float = 1.0
+
+    def relative_to(self, folder: Path) -> LoraFile:
+        """The same file with ``path``, where it is relative, taken from ``folder``."""
+        return replace(self, path=str(folder.resolve() / self.path))
+
+
+@dataclass(frozen=True, kw_only=True)
 class WorldModelConfig:
     """What a checkpoint declares.
 
@@ -75,7 +95,14 @@ class WorldModelConfig:
             from the rest.
         steps: default number of denoising steps.
         shift: flow shift of the noise levels.
+        sigmas: noise levels of the steps, instead of ``steps`` and ``shift``; see
+            ``sampler.explicit_sigmas``.
+        solver: see ``sampler.SOLVERS``.
         guidance: default guidance scale; 1 means none.
+        control_guidance: default scale of guidance on the joints; 1 means none.
+        max_batch: most candidates computed at a time; None: all.
+        loras: published LoRA files, active beside our own.
+        acceleration: levers for speed and memory.
     """
 
     fps: float
@@ -89,7 +116,13 @@ class WorldModelConfig:
     control: PartSpec = field(default_factory=lambda: PartSpec(name="joint"))
     steps: int = 1
     shift: float = 1.0
+    sigmas: tuple[float, ...] | None = None
+    solver: str = "euler"
     guidance: float = 1.0
+    control_guidance: float = 1.0
+    max_batch: int | None = None
+    loras: tuple[LoraFile, ...] = ()
+    acceleration: Acceleration = field(default_factory=Acceleration)
 
     @property
     def num_slots(self) -> int:
@@ -102,9 +135,11 @@ class WorldModelConfig:
         return (self.num_frames - 1) / self.fps
 
     def relative_to(self, folder: Path) -> WorldModelConfig:
-        """The same config with bases, where they are relative paths, taken from ``folder``."""
+        """The same config with files and bases, where relative paths, taken from ``folder``."""
         declared = {name: getattr(self, name) for name in ("autoencoder", "backbone", "encoders")}
-        return replace(self, **{n: p.relative_to(folder) for n, p in declared.items() if p})
+        loras = tuple(file.relative_to(folder) for file in self.loras)
+        parts = {n: p.relative_to(folder) for n, p in declared.items() if p}
+        return replace(self, loras=loras, **parts)
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> WorldModelConfig:
@@ -119,6 +154,10 @@ class WorldModelConfig:
         for part in ("autoencoder", "backbone", "control", "encoders"):
             if data.get(part) is not None:
                 data[part] = PartSpec(**data[part])
+        data["loras"] = tuple(LoraFile(**file) for file in data.get("loras", ()))
+        data["acceleration"] = Acceleration.from_dict(data.get("acceleration") or {})
+        if data.get("sigmas") is not None:
+            data["sigmas"] = tuple(data["sigmas"])
         return cls(**data)
 
 

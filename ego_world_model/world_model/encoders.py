@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from ego_world_model.world_model.checkpoint import CheckpointError
@@ -41,6 +42,8 @@ class WanEncoders(nn.Module):
         )
 
         self.negative_prompt = negative_prompt
+        # Where to compute; the weights themselves may be elsewhere until they are needed.
+        self.register_buffer("place", torch.empty(0), persistent=False)
         self.text_encoder = load_base(UMT5EncoderModel, base, "text_encoder", dtype)
         self.tokenizer = _processor(AutoTokenizer, base, "tokenizer")
         self.image_encoder = (
@@ -52,14 +55,13 @@ class WanEncoders(nn.Module):
 
     def encode_text(self, prompt: str) -> Tensor:
         """(1, 512, D); positions behind the text are zeros, as in Wan's training."""
-        device = next(self.text_encoder.parameters()).device
         tokens = self.tokenizer(
             [" ".join(prompt.split())],
             padding="max_length",
             max_length=TEXT_TOKENS,
             truncation=True,
             return_tensors="pt",
-        ).to(device)
+        ).to(self.place.device)
         mask = tokens.attention_mask
         embedding = self.text_encoder(tokens.input_ids, mask).last_hidden_state
         return embedding * mask[..., None].to(embedding.dtype)
@@ -71,7 +73,7 @@ class WanEncoders(nn.Module):
         pixels = ((image[0].float().clamp(-1, 1) + 1) * 127.5).round().byte()
         pixels = np.ascontiguousarray(pixels.permute(1, 2, 0).cpu().numpy())
         inputs = self.image_processor(images=pixels, return_tensors="pt").pixel_values
-        inputs = inputs.to(self.image_encoder.device, self.image_encoder.dtype)
+        inputs = inputs.to(self.place.device, self.image_encoder.dtype)
         return self.image_encoder(inputs, output_hidden_states=True).hidden_states[-2]
 
 

@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from ego_world_model.hands import NUM_SLOTS, HandTrajectory
-from ego_world_model.world_model.backbones import Condition
+from ego_world_model.hands import HandTrajectory
+from ego_world_model.world_model.acceleration import Acceleration, StepCache, accelerate
+from ego_world_model.world_model.caches import LeastRecentlyUsed, digest
 from ego_world_model.world_model.checkpoint import (
     CheckpointError,
     WorldModelConfig,
@@ -24,10 +24,21 @@ from ego_world_model.world_model.checkpoint import (
     save_checkpoint,
 )
 from ego_world_model.world_model.encoders import build_encoders
+from ego_world_model.world_model.inputs import (
+    clock,
+    draw_noise,
+    read_image,
+    read_joints,
+    read_masks,
+)
+from ego_world_model.world_model.loras import attach_loras
 from ego_world_model.world_model.parts import build_autoencoder, build_backbone, build_control
-from ego_world_model.world_model.sampler import OnStep, flow_sigmas, sample
+from ego_world_model.world_model.sampler import OnStep, SolverName, sample
+from ego_world_model.world_model.sampling import Sampling, choose_sampling, split_batches
+from ego_world_model.world_model.scene import Scene, signal_of_unknown_hands
 
 SHIPPED = Path(__file__).resolve().parent.parent / "checkpoints"
+KEPT_REFERENCES, KEPT_PROMPTS = 4, 16
 
 
 @dataclass(frozen=True)
@@ -37,7 +48,8 @@ class ImaginationResult:
     Attributes:
         frames: (K, T, h, w, 3) uint8 RGB at the model's size; frame 0 is the resized reference.
         times: (T,) seconds from the reference.
-        timings: seconds spent in encode, control, denoise, decode.
+        timings: seconds spent in encode, control, denoise, decode. A reference frame or prompt that
+            was given before is not encoded again and takes next to none.
     """
 
     frames: NDArray[np.uint8]
@@ -48,7 +60,10 @@ class ImaginationResult:
 class WorldModel(nn.Module):
     """Autoencoder, joint control and backbone of one checkpoint.
 
-    Use ``WorldModel.from_pretrained("tiny")`` or a checkpoint folder.
+    Use ``WorldModel.from_pretrained("tiny")`` or a checkpoint folder; it loads the weights and adds
+    the config's ``loras`` and ``acceleration``, which a model that is only built, e.g. to be
+    trained, goes without. The latents of the last few reference frames and the embeddings of the
+    last few prompts are kept from call to call.
     """
 
     def __init__(self, config: WorldModelConfig) -> None:
@@ -67,12 +82,21 @@ class WorldModel(nn.Module):
         self.backbone = build_backbone(config.backbone.name, **config.backbone.kwargs)
         spec = config.encoders
         self.encoders = build_encoders(spec.name, **spec.kwargs) if spec else None
+        self._step_cache = StepCache()
+        self._not_as_stored = ""
+        self._references = LeastRecentlyUsed[tuple[Tensor, "Tensor | None"]](KEPT_REFERENCES)
+        self._prompts = LeastRecentlyUsed[Tensor](KEPT_PROMPTS)
+        self.autoencoder.register_load_state_dict_post_hook(self._forget)
+        self._check_config()
+
+    def _check_config(self) -> None:
+        """That what the config asks for fits together."""
+        config, stride = self.config, self.autoencoder.spatial_stride
         if config.guidance != 1 and self.encoders is None:
             raise CheckpointError(
                 f"guidance {config.guidance} needs `encoders`: without text there is nothing to "
                 "guide by"
             )
-        stride = self.autoencoder.spatial_stride
         if config.height % stride or config.width % stride:
             raise CheckpointError(
                 f"{config.width}x{config.height} is not a multiple of the autoencoder's stride "
@@ -83,27 +107,76 @@ class WorldModel(nn.Module):
                 f"num_frames {config.num_frames} must be 1 plus a multiple of the autoencoder's "
                 f"temporal stride {self.autoencoder.temporal_stride}"
             )
+        try:
+            choose_sampling(config)
+            split_batches(1, config.max_batch)
+        except ValueError as error:
+            raise CheckpointError(str(error)) from error
 
     @classmethod
-    def from_pretrained(cls, name_or_folder: str | Path, *, device: str = "cpu") -> WorldModel:
+    def from_pretrained(
+        cls,
+        name_or_folder: str | Path,
+        *,
+        device: str = "cpu",
+        acceleration: Acceleration | None = None,
+    ) -> WorldModel:
         """A shipped model by name ("tiny"), or a folder written by ``save_pretrained``.
+
+        Args:
+            acceleration: instead of the checkpoint's; ``Acceleration()`` takes none.
 
         Raises:
             CheckpointError: if it is missing, corrupt or not understood; the message says which
                 file and what to do.
+            ValueError: if the acceleration does not fit the backbone or this machine.
         """
         folder = Path(name_or_folder)
         if not folder.exists() and folder.name == str(name_or_folder):
             folder = SHIPPED / folder.name
         config, hashes, metadata = read_config(folder)
-        model = cls(config.relative_to(folder))
+        if acceleration is not None:
+            config = replace(config, acceleration=acceleration)
+        config = config.relative_to(folder)
+        model = cls(config)
         for part, module in model.parts.items():
             load_weights(folder, part, module, hashes)
+        attach_loras(model.backbone, config.loras)
+        if config.loras or config.acceleration.layerwise_casting:
+            model._not_as_stored = "the weights carry `loras` or `acceleration.layerwise_casting`"
         model.metadata = metadata
-        return model.eval().requires_grad_(False).to(device)
+        model.eval().requires_grad_(False)
+        offloaded: list[nn.Module] = []
+        if config.acceleration != Acceleration():
+            model._step_cache, offloaded = accelerate(
+                model.backbone, model.encoders, config.acceleration, device
+            )
+        return model._move(device, offloaded)
+
+    def _move(self, device: str, offloaded: list[nn.Module]) -> WorldModel:
+        """To the device, but for modules whose weights come and go by themselves."""
+        held = [
+            (parent, name, child)
+            for parent in self.modules()
+            for name, child in parent.named_children()
+            if child in offloaded
+        ]
+        for parent, name, _ in held:
+            setattr(parent, name, nn.Identity())
+        self.to(device)
+        for parent, name, child in held:
+            setattr(parent, name, child)
+        return self
 
     def save_pretrained(self, folder: str | Path, *, dtype: torch.dtype = torch.float32) -> None:
-        """Write config.json and weights; ``dtype`` is only how they are stored."""
+        """Write config.json and weights; ``dtype`` is only how they are stored.
+
+        Raises:
+            ValueError: if the weights are no longer those of a checkpoint, by layerwise casting or
+                by LoRA files beside our own.
+        """
+        if self._not_as_stored:
+            raise ValueError(f"{self._not_as_stored}; load the checkpoint without them to save it")
         save_checkpoint(Path(folder), self.config, self.parts, dtype=dtype, metadata=self.metadata)
 
     @property
@@ -119,6 +192,22 @@ class WorldModel(nn.Module):
     def device(self) -> torch.device:
         return next(self.parameters()).device
 
+    def clear_caches(self) -> None:
+        """Forget encoded references and prompts; needed after writing into the weights by hand."""
+        self._references.clear()
+        self._prompts.clear()
+
+    def train(self, mode: bool = True) -> WorldModel:
+        self.clear_caches()
+        return super().train(mode)
+
+    def _apply(self, *args: Any, **kwargs: Any) -> WorldModel:
+        self.clear_caches()  # they live on the former device, in the former dtype
+        return super()._apply(*args, **kwargs)
+
+    def _forget(self, *_: Any) -> None:
+        self.clear_caches()
+
     @torch.inference_mode()
     def imagine(
         self,
@@ -128,9 +217,13 @@ class WorldModel(nn.Module):
         *,
         prompt: str = "",
         guidance: float | None = None,
+        control_guidance: float | None = None,
         steps: int | None = None,
+        sigmas: Sequence[float] | None = None,
+        solver: SolverName | None = None,
         seed: int | None = None,
         masks: ArrayLike | None = None,
+        max_batch: int | None = None,
         on_step: OnStep | None = None,
     ) -> ImaginationResult:
         """Imagine what the camera will see if the hands follow each of K trajectories.
@@ -143,12 +236,18 @@ class WorldModel(nn.Module):
             intrinsics: (3, 3) camera matrix in pixels of ``image``, for an undistorted image.
             prompt: only for checkpoints with a text encoder.
             guidance: classifier-free guidance scale; needs a prompt. None: the checkpoint's.
+            control_guidance: scale of the same on the joints, away from what would be imagined if
+                none were known (see ``guidance.guided``). None: the checkpoint's.
             steps: denoising steps; None: the checkpoint's.
+            sigmas: noise levels of the steps, falling from 1, instead of ``steps``.
+            solver: "euler" or "unipc"; None: the checkpoint's.
             seed: of the noise; the same seed gives the same frames. None draws a fresh one. All K
                 candidates share the noise, so that they differ by their joints alone.
             masks: (T, H, W) or (K, T, H, W) uint8 classes of ``data.schema.MASK_CLASSES`` on the
                 model's clock, only for checkpoints whose control reads masks.
-            on_step: called as on_step(step, steps); returning False cancels.
+            max_batch: most candidates computed at a time, for less memory; the frames are the same.
+                None: the checkpoint's.
+            on_step: called as on_step(step, steps), over all batches; returning False cancels.
 
         Raises:
             ImaginationCancelled: if ``on_step`` returned False.
@@ -156,161 +255,98 @@ class WorldModel(nn.Module):
         """
         if isinstance(trajectories, HandTrajectory):
             trajectories = [trajectories]
-        self._check_text(prompt, guidance)
-        joints, valid = self._joints(trajectories)
-        frame, matrix = self._inputs(image, intrinsics)
-        watch = _Stopwatch()
-        reference = self.autoencoder.encode_reference(frame)
-        watch.lap("encode")
-        count = len(trajectories)
-        shared = reference.expand(count, -1, -1, -1)
-        signal = self.control(
-            joints,
-            matrix.expand(count, -1, -1),
-            shared,
-            valid=valid,
-            **self._masks(masks, count),
-        )
-        condition = Condition.from_control(shared, signal.motion, signal.geometry)
-        guidance = self.config.guidance if guidance is None else guidance
-        condition, unconditional = self._with_context(condition, frame, prompt, guidance)
-        watch.lap("control")
-        sigmas = flow_sigmas(self.config.steps if steps is None else steps, self.config.shift)
-        noise = self._noise(signal.motion[:1].shape, seed).expand_as(signal.motion)
-        latents = sample(
-            self.backbone,
-            condition,
-            noise,
-            sigmas,
+        sampling = choose_sampling(
+            self.config,
+            prompt=prompt,
             guidance=guidance,
-            unconditional=unconditional,
-            on_step=on_step,
+            control_guidance=control_guidance,
+            steps=steps,
+            sigmas=sigmas,
+            solver=solver,
         )
-        watch.lap("denoise")
-        video = self.autoencoder.decode(latents, frame.expand(count, -1, -1, -1))
-        pixels = ((video.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
-        frames = pixels.permute(0, 2, 3, 4, 1).cpu().numpy()
-        watch.lap("decode")
-        return ImaginationResult(frames, self._times, watch.seconds)
-
-    @property
-    def _times(self) -> NDArray[np.float64]:
-        return np.arange(self.config.num_frames) / self.config.fps
-
-    def _with_context(
-        self, condition: Condition, frame: Tensor, prompt: str, guidance: float
-    ) -> tuple[Condition, Condition | None]:
-        """The condition with text and image tokens, and the one that guidance leads away from.
-
-        The two differ by their text alone: both see the joints.
-        """
-        if self.encoders is None:
-            return condition, None
-        count = len(condition.reference)
-        image = self.encoders.encode_image(frame)
-        image = None if image is None else image.expand(count, -1, -1)
-
-        def with_text(text: str) -> Condition:
-            tokens = self.encoders.encode_text(text).expand(count, -1, -1)
-            return replace(condition, text=tokens, image=image)
-
-        negative = self.encoders.negative_prompt
-        return with_text(prompt), with_text(negative) if guidance != 1 else None
-
-    def _check_text(self, prompt: str, guidance: float | None) -> None:
-        """Where nothing reads text, ignoring a prompt would be a quiet lie."""
-        if self.encoders is not None:
-            return
-        if prompt.strip():
-            raise ValueError(
-                f"prompt {prompt!r}: this checkpoint has no text encoder and would ignore it; "
-                "leave prompt empty"
+        joints, valid = (x.to(self.device) for x in read_joints(trajectories, self.config))
+        pixels, matrix = read_image(image, intrinsics, self.config)
+        stack = read_masks(masks, len(joints), self.config, wanted=self.control.reads_masks)
+        batches = split_batches(
+            len(joints), self.config.max_batch if max_batch is None else max_batch
+        )
+        watch, frames = _Stopwatch(), []
+        frame, matrix = pixels.to(self.device), matrix.to(self.device)
+        reference, tokens = self._references.get(digest(pixels), lambda: self._encode(frame))
+        watch.lap("encode")
+        scene = self._scene(reference, tokens, matrix, prompt, sampling)
+        noise = draw_noise(self._latent_shape(reference), seed).to(self.device)
+        for number, batch in enumerate(batches):
+            known = {} if stack is None else {"masks": stack[batch].to(self.device)}
+            condition, branches = scene.conditions(self.control, joints[batch], valid[batch], known)
+            watch.lap("control")
+            latents = sample(
+                self.backbone,
+                condition,
+                noise.expand_as(condition.motion),
+                sampling.sigmas,
+                guidance=branches,
+                solver=sampling.solver,
+                cache=self._step_cache,
+                on_step=_counted(on_step, number, len(batches)),
             )
-        if guidance not in (None, 1, 1.0):
-            raise ValueError(
-                f"guidance {guidance}: this checkpoint has no text encoder, so there is nothing to "
-                "guide by; leave guidance out"
-            )
+            watch.lap("denoise")
+            video = self.autoencoder.decode(latents, frame.expand(len(latents), -1, -1, -1))
+            video = ((video.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+            frames.append(video.permute(0, 2, 3, 4, 1).cpu().numpy())
+            watch.lap("decode")
+        return ImaginationResult(np.concatenate(frames), clock(self.config), watch.seconds)
 
-    def _joints(self, trajectories: Sequence[HandTrajectory]) -> tuple[Tensor, Tensor]:
-        """(K, T, J, 3) and (K, T, J) on the model's clock and slots."""
-        if not trajectories:
-            raise ValueError("trajectories is empty: give at least one HandTrajectory")
-        slots, positions, valid = self.config.num_slots, [], []
-        for number, trajectory in enumerate(trajectories):
-            if trajectory.num_slots not in (NUM_SLOTS, slots):
-                raise ValueError(
-                    f"trajectory {number} has {trajectory.num_slots} slots; this checkpoint "
-                    f"reads {NUM_SLOTS} hand slots, optionally followed by "
-                    f"{list(self.config.extra_slots)}"
-                )
-            try:
-                trajectory = trajectory.resample(self._times)
-            except ValueError as error:
-                raise ValueError(f"trajectory {number}: {error}") from error
-            missing = slots - trajectory.num_slots
-            positions.append(np.pad(trajectory.positions, ((0, 0), (0, missing), (0, 0))))
-            valid.append(np.pad(trajectory.valid, ((0, 0), (0, missing))))
-        joints, known = torch.from_numpy(np.stack(positions)), torch.from_numpy(np.stack(valid))
-        return joints.to(self.device), known.to(self.device)
+    def _encode(self, frame: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Latent (1, C, h, w) and image tokens (1, L, D) of the reference frame."""
+        tokens = None if self.encoders is None else self.encoders.encode_image(frame)
+        return self.autoencoder.encode_reference(frame), tokens
 
-    def _masks(self, masks: ArrayLike | None, count: int) -> dict[str, Tensor]:
-        """``masks`` as the control's keyword argument, (K, T, h, w); none where it reads none."""
-        if not self.control.reads_masks:
-            if masks is not None:
-                raise ValueError("masks: this checkpoint's control reads none; leave masks out")
-            return {}
-        config = self.config
-        if masks is None:
-            raise ValueError(
-                f"masks is missing: control {config.control.name!r} is steered by segmentation "
-                f"masks of all {config.num_frames} frames"
-            )
-        stack = torch.from_numpy(np.array(masks, dtype=np.uint8))
-        stack = stack.expand(count, *stack.shape[-3:])
-        if stack.shape[1] != config.num_frames:
-            raise ValueError(f"masks has {stack.shape[1]} frames, not {config.num_frames}")
-        size = (config.height, config.width)
-        if stack.shape[2:] != size:
-            stack = F.interpolate(stack.float(), size, mode="nearest-exact").byte()
-        return {"masks": stack.to(self.device)}
+    def _latent_shape(self, reference: Tensor) -> tuple[int, ...]:
+        """(1, C, t, h, w) of a rollout."""
+        frames = 1 + (self.config.num_frames - 1) // self.autoencoder.temporal_stride
+        return (1, reference.shape[1], frames, *reference.shape[-2:])
 
-    def _inputs(self, image: ArrayLike, intrinsics: ArrayLike) -> tuple[Tensor, Tensor]:
-        """The image as (1, 3, h, w) in [-1, 1] and its camera matrix (1, 3, 3), at model size."""
-        image, matrix = np.asarray(image), np.array(intrinsics, dtype=np.float64)
-        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
-            raise ValueError(
-                f"image must be (H, W, 3) uint8 RGB, got shape {image.shape} {image.dtype}"
-            )
-        if matrix.shape != (3, 3) or not np.isfinite(matrix).all() or matrix[0, 0] <= 0:
-            raise ValueError(
-                f"intrinsics must be a finite (3, 3) camera matrix in pixels of the image, got "
-                f"{np.array2string(matrix, threshold=10)}"
-            )
-        height, width = self.config.height, self.config.width
-        frame = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None].float()
-        if image.shape[:2] != (height, width):
-            shrinks = image.shape[0] >= height and image.shape[1] >= width
-            mode = {"mode": "area"} if shrinks else {"mode": "bilinear", "align_corners": False}
-            frame = F.interpolate(frame, (height, width), **mode)
-            scale = np.array([width / image.shape[1], height / image.shape[0]])
-            matrix[:2] *= scale[:, None]
-            matrix[:2, 2] += 0.5 * scale - 0.5  # pixel centres lie at integer coordinates
-        frame = (frame / 127.5 - 1).to(self.device)
-        return frame, torch.from_numpy(matrix)[None].float().to(self.device)
+    def _scene(
+        self,
+        reference: Tensor,
+        image: Tensor | None,
+        matrix: Tensor,
+        prompt: str,
+        sampling: Sampling,
+    ) -> Scene:
+        """What all candidates share, and what each kind of guidance needs besides."""
 
-    def _noise(self, shape: torch.Size, seed: int | None) -> Tensor:
-        # Drawn on the CPU so that a seed means the same on every device.
-        generator = torch.Generator()
-        if seed is None:
-            generator.seed()
-        else:
-            generator.manual_seed(seed)
-        return torch.randn(shape, generator=generator).to(self.device)
+        def tokens(text: str) -> Tensor | None:
+            if self.encoders is None:
+                return None
+            return self._prompts.get(text, lambda: self.encoders.encode_text(text))
+
+        bare = None
+        if sampling.control_guidance != 1:
+            bare = signal_of_unknown_hands(self.control, self.config, reference, matrix)
+        return Scene(
+            reference=reference,
+            matrix=matrix,
+            image=image,
+            text=tokens(prompt),
+            without_text=(
+                None if sampling.guidance == 1 else tokens(self.encoders.negative_prompt)
+            ),
+            without_control=bare,
+            sampling=sampling,
+        )
+
+
+def _counted(on_step: OnStep | None, batch: int, batches: int) -> OnStep | None:
+    """``on_step`` of one batch, counting the steps of all."""
+    if on_step is None or batches == 1:
+        return on_step
+    return lambda step, steps: on_step(batch * steps + step, batches * steps)
 
 
 class _Stopwatch:
-    """Seconds between laps, by name."""
+    """Seconds spent under each name, lap by lap."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
@@ -318,4 +354,5 @@ class _Stopwatch:
 
     def lap(self, name: str) -> None:
         now = time.perf_counter()
-        self.seconds[name], self._last = now - self._last, now
+        self.seconds[name] = self.seconds.get(name, 0.0) + now - self._last
+        self._last = now
