@@ -246,6 +246,32 @@ def test_geometry_tells_an_eighth_of_a_cell(grid: str) -> None:
     assert error < 0.125
 
 
+def test_without_geometry_embedding_only_the_motion_is_left() -> None:
+    """OCA + OP of the paper: the same motion, an empty geometry map, one parameter."""
+    joints, valid = moving_hand(9)
+    arguments = joints, intrinsics("tiny"), latent("tiny"), valid
+    ours, bare = control(), control(geometry_embedding=False)
+    assert [name for name, _ in bare.named_parameters()] == ["log_depth_gain"]
+    expected, signal = ours(*arguments), bare(*arguments)
+    assert torch.equal(signal.motion, expected.motion)
+    assert torch.equal(signal.visibility, expected.visibility)
+    assert signal.geometry.shape == expected.geometry.shape
+    assert (signal.geometry == 0).all()
+
+
+def test_averaging_is_the_z_buffer_blind_to_depth() -> None:
+    """OCA alone: equal depths give the same motion, unequal ones do not, and nothing is learnt."""
+    joints, valid = moving_hand(5)
+    joints[..., 2] = 0.45
+    average = control(propagation="average", geometry_embedding=False)
+    assert not list(average.parameters())
+    for tilted in (False, True):
+        joints[..., 2] += tilted * torch.linspace(0, 0.3, 42)
+        arguments = joints, intrinsics("tiny"), latent("tiny"), valid
+        a, b = average(*arguments).motion, control()(*arguments).motion
+        assert torch.allclose(a, b, atol=1e-5) != tilted
+
+
 def test_a_saved_module_computes_the_same(tmp_path: Path) -> None:
     joints, valid = moving_hand(5, 46)
     module = control(num_joints=46, latent_channels=12, geometry_channels=24)
@@ -317,3 +343,8 @@ def test_unfit_weights_and_configs_are_named(tmp_path: Path) -> None:
         ControlConfig.from_dict({"depth_gains": 3.0})
     with pytest.raises(ValueError, match="occlusion must be"):
         JointControl(occlusion="fuzzy")
+    with pytest.raises(ValueError, match="propagation must be"):
+        JointControl(propagation="sum")
+    for ablation in ({"propagation": "average"}, {"geometry_embedding": False}):
+        with pytest.raises(ValueError, match="released formulation has no ablations"):
+            JointControl(compat="released", **ablation)

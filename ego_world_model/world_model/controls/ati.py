@@ -30,8 +30,8 @@ class ATIControl(PeerControl):
     - The published Gaussian, exp(−220 d²) with the image's short side as 2, is 1.4 cells wide
       at 480 rows and 0.3 cells at the 96 rows of a tiny model, where it would fall between cells.
       ``min_sigma`` keeps it as wide as ours at least.
-    - A joint outside the reference image carries nothing; published tracks start inside. Features
-      at the image's edge are not mixed with zeros beyond it.
+    - A joint outside the reference image carries nothing; the published code moves its start to
+      the border. Features at the image's edge are not mixed with zeros beyond it.
     - Tracks do not end at random in training; hidden joints are drawn by the training itself.
     """
 

@@ -22,9 +22,9 @@ class HandMaskControl(PeerControl):
     than joints do (outlines, and what hides what): an advantage over every other control.
 
     The masks of each latent cell's pixels are averaged over the frames of a latent and encoded cell
-    by cell into the geometry map; the motion map is zeros. The published model encodes coloured
-    masks with its VAE; as for drawn skeletons, a small encoder is trained instead, with a norm that
-    gives the map the scale that ours has.
+    by cell into the geometry map, by a small encoder that is trained along, with a norm that gives
+    the map the scale that ours has; the published model brings mask frames into a pretrained video
+    model. The motion map is zeros.
 
     Of the joints only ``visibility`` is computed.
     """

@@ -18,8 +18,8 @@ class WanMoveControl(PeerControl):
     What differs from the published method, and why:
 
     - Cells without a track are zeros, as everywhere here, not the latents of empty frames.
-    - Where several tracks meet, the published paper picks one at random; here the one nearest to
-      the cell's centre, so that one command means one condition. Depth has no say in either.
+    - Where several tracks meet, the published overwrite keeps whichever is written last; here it
+      is the one nearest to the cell's centre, whatever the order. Depth has no say in either.
     - A joint outside the reference image copies nothing. The published code pastes the
       bottom-right cell in its place.
     - Tracks are the joints' (sparse), not a dense grid of points on everything that moves.
