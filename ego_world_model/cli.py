@@ -45,6 +45,7 @@ COMMANDS: dict[str, LazyCommand] = {
     "evaluate": LazyCommand(
         "ego_world_model.evaluation.cli", "app", "Measure a checkpoint on held-out episodes."
     ),
+    "import": LazyCommand("ego_world_model.importing", "app", "Import published models."),
 }
 
 _SETUP = "run script/setup in the source checkout, then use its .venv/bin/ego-world-model"

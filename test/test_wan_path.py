@@ -144,7 +144,7 @@ def test_published_layout_imagines_and_survives_saving(
     assert (frames[0, 1:] != frames[1, 1:]).any()  # other joints, other future
     model.save_pretrained(tmp_path / "checkpoint")
     stored = {path.name for path in (tmp_path / "checkpoint").iterdir()}
-    assert stored == {"config.json", "control.safetensors", "backbone.safetensors"}
+    assert stored == {"README.md", "config.json", "control.safetensors", "backbone.safetensors"}
     assert (tmp_path / "checkpoint" / "backbone.safetensors").stat().st_size < 400_000
     again = WorldModel.from_pretrained(tmp_path / "checkpoint")
     np.testing.assert_array_equal(imagine(again), frames)

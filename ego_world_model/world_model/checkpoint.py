@@ -1,7 +1,9 @@
 """A world-model checkpoint folder: config.json, one safetensors file per part, checked by hash.
 
-``config.json`` declares the clock, the size, the parts by name and arguments, and the SHA-256 of
-every weights file, so that a truncated download or a mixed-up folder is found before it imagines.
+``config.json`` declares the clock, the size, the parts by name and arguments, the SHA-256 of every
+weights file, and what identifies the published models that parts are built on, so that a truncated
+download, a mixed-up folder or another base is found before it imagines. A model card, README.md,
+says the same to people.
 """
 
 from __future__ import annotations
@@ -19,10 +21,17 @@ from torch import Tensor, nn
 
 from ego_world_model.hands import NUM_SLOTS
 from ego_world_model.world_model.acceleration import Acceleration
+from ego_world_model.world_model.card import write_card
 
 CONFIG = "config.json"
 FORMAT = "ego_world_model/1"
 PARTS = ("autoencoder", "control", "backbone")
+BASE_FOLDERS: dict[str, tuple[str, ...]] = {
+    "autoencoder": ("vae",),
+    "backbone": ("transformer", "unet"),
+    "encoders": ("text_encoder", "image_encoder"),
+}
+"""Part → sub-folders of a base, in diffusers' layout, that it is built on."""
 
 
 class CheckpointError(Exception):
@@ -166,16 +175,17 @@ def save_checkpoint(
     config: WorldModelConfig,
     parts: dict[str, nn.Module],
     *,
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | None = torch.float32,
     metadata: dict[str, Any] | None = None,
 ) -> None:
-    """Write config.json and ``<part>.safetensors`` for each part of ``PARTS``.
+    """Write config.json, ``<part>.safetensors`` for each part of ``PARTS``, and a model card.
 
-    A part that a published base holds completely has no file.
+    A part that a published base holds completely has no file. A README.md written by hand is kept.
 
     Args:
-        dtype: of the stored floating-point weights; loading always gives float32.
-        metadata: JSON kept beside the config (data, steps, hardware, metrics).
+        dtype: of the stored floating-point weights, None: each as it is; loading always gives
+            float32.
+        metadata: JSON kept beside the config; ``card.model_card`` says which of it the card knows.
     """
     folder.mkdir(parents=True, exist_ok=True)
     hashes = {}
@@ -183,7 +193,7 @@ def save_checkpoint(
         path = folder / f"{part}.safetensors"
         tensors = {
             name: value.detach()
-            .to(dtype if value.is_floating_point() else value.dtype)
+            .to(dtype if dtype and value.is_floating_point() else value.dtype)
             .contiguous()
             for name, value in _stored_state(parts[part]).items()
         }
@@ -196,16 +206,20 @@ def save_checkpoint(
         "format": FORMAT,
         "model": asdict(config),
         "sha256": hashes,
+        "bases": _identify_bases(folder, config),
         "metadata": metadata or {},
     }
     (folder / CONFIG).write_text(json.dumps(document, indent=2) + "\n")
+    parameters = {part: sum(p.numel() for p in parts[part].parameters()) for part in PARTS}
+    write_card(folder, document, parameters)
 
 
 def read_config(folder: Path) -> tuple[WorldModelConfig, dict[str, str], dict[str, Any]]:
     """(config, sha256 of each weights file, metadata) of a checkpoint folder.
 
     Raises:
-        CheckpointError: if the folder or config.json is missing or not understood.
+        CheckpointError: if the folder or config.json is missing or not understood, or if a base is
+            not the one that the checkpoint was saved with.
     """
     path = folder / CONFIG
     if not path.is_file():
@@ -227,6 +241,7 @@ def read_config(folder: Path) -> tuple[WorldModelConfig, dict[str, str], dict[st
             f"{path}: field 'model' is not understood ({type(error).__name__}: {error}); restore "
             "the file, or save the checkpoint again with WorldModel.save_pretrained"
         ) from error
+    _check_bases(folder, config, document.get("bases", {}))
     return config, document.get("sha256", {}), document.get("metadata", {})
 
 
@@ -256,6 +271,62 @@ def load_weights(folder: Path, part: str, module: nn.Module, hashes: dict[str, s
             module.load_state_dict(tensors)
     except (SafetensorError, RuntimeError) as error:
         raise CheckpointError(f"{path} does not fit what {CONFIG} declares: {error}") from error
+
+
+def _base_of(part: str, config: WorldModelConfig) -> Path | None:
+    """The folder of the published model that a part is built on, if it is and if it is here."""
+    spec: PartSpec | None = getattr(config, part)
+    base = spec.kwargs.get("base") if spec else None
+    return Path(base) if base is not None and Path(base).is_dir() else None
+
+
+def _identify_bases(folder: Path, config: WorldModelConfig) -> dict[str, dict[str, str]]:
+    """Part → its base's files → hash; a base that is not on this machine cannot be identified."""
+    bases = {part: _base_of(part, config.relative_to(folder)) for part in BASE_FOLDERS}
+    return {part: _identify(base, part) for part, base in bases.items() if base}
+
+
+def _identify(base: Path, part: str) -> dict[str, str]:
+    """File below ``base`` → hash: SHA-256 of configs and indices, a sample of each weights file.
+
+    Models of one family share their configs and differ by their weights alone, which are too large
+    to be hashed at every start: of those, the size and 64 KiB from the middle count.
+    """
+    found = {}
+    for path in sorted(p for name in BASE_FOLDERS[part] for p in (base / name).glob("*")):
+        name = path.relative_to(base).as_posix()
+        if path.name == CONFIG or path.name.endswith(".index.json"):
+            found[name] = _sha256(path)
+        elif path.suffix == ".safetensors":
+            size = path.stat().st_size
+            with path.open("rb") as file:
+                file.seek(size // 2)
+                sample = file.read(1 << 16)
+            found[name] = "sample:" + hashlib.sha256(str(size).encode() + sample).hexdigest()
+    return found
+
+
+def _check_bases(
+    folder: Path, config: WorldModelConfig, recorded: dict[str, dict[str, str]]
+) -> None:
+    """Compare the bases with what was recorded; one that is absent is named where it is loaded.
+
+    Raises:
+        CheckpointError: naming the base and the first file that differs.
+    """
+    for part, files in recorded.items():
+        base = _base_of(part, config.relative_to(folder))
+        if base is None:
+            continue
+        found = _identify(base, part)
+        for name, expected in files.items():
+            if found.get(name) != expected:
+                state = "differs from" if name in found else "is missing, unlike in"
+                raise CheckpointError(
+                    f"{base} is not the base that {folder} was made on: {name} {state} the base "
+                    f"recorded for its {part}; set `base` in {folder / CONFIG} to the folder of "
+                    "that model, or make the checkpoint again on this one"
+                )
 
 
 def _stored_state(module: nn.Module) -> dict[str, Tensor]:

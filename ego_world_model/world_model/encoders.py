@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ego_world_model.world_model.checkpoint import CheckpointError
 from ego_world_model.world_model.pretrained import load_base
@@ -67,13 +67,21 @@ class WanEncoders(nn.Module):
         return embedding * mask[..., None].to(embedding.dtype)
 
     def encode_image(self, image: Tensor) -> Tensor | None:
-        """(1, 3, H, W) in [-1, 1] → (1, L, D) CLIP tokens, or None without an image encoder."""
+        """(1, 3, H, W) in [-1, 1] → (1, L, D) CLIP tokens, or None without an image encoder.
+
+        As in Wan's training, the whole image is squeezed into the encoder's square; the processor's
+        own centre crop would hide the left and right of a wide image.
+        """
         if self.image_encoder is None:
             return None
-        pixels = ((image[0].float().clamp(-1, 1) + 1) * 127.5).round().byte()
-        pixels = np.ascontiguousarray(pixels.permute(1, 2, 0).cpu().numpy())
-        inputs = self.image_processor(images=pixels, return_tensors="pt").pixel_values
-        inputs = inputs.to(self.place.device, self.image_encoder.dtype)
+        side = self.image_encoder.config.image_size
+        pixels = F.interpolate(image.float(), (side, side), mode="bicubic", align_corners=False)
+        mean, std = (
+            pixels.new_tensor(statistic).view(1, 3, 1, 1)
+            for statistic in (self.image_processor.image_mean, self.image_processor.image_std)
+        )
+        pixels = ((pixels + 1) / 2 - mean) / std
+        inputs = pixels.to(self.image_encoder.dtype)
         return self.image_encoder(inputs, output_hidden_states=True).hidden_states[-2]
 
 

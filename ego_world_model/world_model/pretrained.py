@@ -20,6 +20,9 @@ LORA_NAME = "joints"
 def load_base(model_class: Any, base: str | Path, part: str, dtype: str | None = None) -> nn.Module:
     """A diffusers or transformers model from the sub-folder ``part`` of the folder ``base``.
 
+    Inside ``with torch.device("meta")`` only config.json is read: the model has names, shapes and
+    dtypes but no weights, whatever its size.
+
     Args:
         dtype: name of a torch dtype, e.g. "bfloat16"; None: float32.
 
@@ -36,11 +39,19 @@ def load_base(model_class: Any, base: str | Path, part: str, dtype: str | None =
     if not isinstance(kind, torch.dtype):
         raise CheckpointError(f"dtype {dtype!r} is not a torch dtype, e.g. 'bfloat16'")
     try:
+        if torch.get_default_device().type == "meta":
+            return nn.Module.to(_without_weights(model_class, folder), kind)
         return model_class.from_pretrained(folder, torch_dtype=kind, local_files_only=True)
     except (OSError, ValueError, RuntimeError) as error:
         raise CheckpointError(
             f"{folder} is not a usable {model_class.__name__}: {error}"
         ) from error
+
+
+def _without_weights(model_class: Any, folder: Path) -> nn.Module:
+    if hasattr(model_class, "load_config"):  # diffusers
+        return model_class.from_config(model_class.load_config(folder, local_files_only=True))
+    return model_class(model_class.config_class.from_pretrained(folder, local_files_only=True))
 
 
 def widen_input(conv: nn.Conv2d | nn.Conv3d, channels: int) -> nn.Conv2d | nn.Conv3d:
