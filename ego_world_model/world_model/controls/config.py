@@ -51,7 +51,9 @@ class ControlConfig:
         min_motion_sigma, min_geometry_sigma: latent cells; lower bounds of those radii, because a
             Gaussian much narrower than a cell falls between the cells.
         max_sigma: latent cells; upper bound of those radii, for joints right before the lens.
-        depth_gain: initial gamma of the z-buffer, metres (it multiplies 1/z); learnt.
+        depth_gain: initial gamma of the z-buffer, metres (it multiplies 1/z); learnt. The published
+            weights use 1. Far above, one joint fills a whole cell, and where inside it the others
+            lie is lost: on a coarse grid that costs more than hidden joints do.
         frequencies: sinusoids per coordinate in the embedding.
         shortest_wavelength: latent cells; the finest sinusoid of u and v.
         offset_channels: identity channels that also carry the joint's offset from each cell's
@@ -81,7 +83,7 @@ class ControlConfig:
     min_motion_sigma: float = 0.7
     min_geometry_sigma: float = 0.6
     max_sigma: float = 6.0
-    depth_gain: float = 20.0
+    depth_gain: float = 2.0
     frequencies: int = 8
     shortest_wavelength: float = 1.0
     offset_channels: int = 8
