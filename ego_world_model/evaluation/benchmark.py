@@ -15,22 +15,20 @@ from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.ndimage import binary_dilation
 
-from ego_world_model.data.schema import MASK_CLASSES, Episode
+from ego_world_model.data.schema import Episode
 from ego_world_model.evaluation import metrics
 from ego_world_model.evaluation.clips import ClipFormat, command, frozen
-from ego_world_model.evaluation.metrics import Estimate
-from ego_world_model.evaluation.moved_object import moved_object
+from ego_world_model.evaluation.judge import Judge
+from ego_world_model.evaluation.sharpness import gradient_energy_ratio
+from ego_world_model.evaluation.subsets import HEAVY, occlusion
+from ego_world_model.evaluation.temporal import gmsd_t, motion_direction, st_ssim
 from ego_world_model.hands import HandTrajectory
-from ego_world_model.perception import CLASS_NAMES, KeypointEstimator, visible_joints
+from ego_world_model.perception import KeypointEstimator
 
 METHODS = ("model", "copy_first", "shuffled", "frozen")
-MOVING_PX = 8.0
-"""A joint counts as moving in a frame if it lies this far from its place in the reference."""
-GRASP_FRAMES = 3
-"""Frames at the end of a clip on which it is judged whether the object followed."""
-FOLLOWS_IOU = 0.5
+TEMPORAL_REGIONS = ("all", "hand", "hand_object")
+"""Regions in which motion over time is compared; in small ones its windows see little."""
 
 
 class Imagines(Protocol):
@@ -43,26 +41,41 @@ class Imagines(Protocol):
         ...
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ClipResult:
     """One clip's numbers and pictures.
 
     Attributes:
-        name: which clip, e.g. "episode 12, frame 0".
+        episode, first_frame: where the clip was cut.
         task, kind: instruction under way at its start, and what kind of task that is.
+        occlusion: share of hidden joints, see ``subsets.occlusion``.
         scores: {method: {metric: value}}, NaN where a metric does not apply.
+        over_time: {method: (T - 1,) dB}, hand PSNR of each imagined frame; NaN without a hand.
         frames: {method: (T, H, W, 3) uint8}, the reference frame first; "truth" among them.
         timings: seconds per stage of the model's rollout.
-        errors: {method: {"all" | "moving": (n,) px}}, distances behind the control errors.
+        errors: {method: {"all" | "moving": {"px" | "mm": (n,)}}}, distances behind the control
+            errors.
     """
 
-    name: str
+    episode: int
+    first_frame: int
     task: str
     kind: str
+    occlusion: float
     scores: dict[str, dict[str, float]]
-    frames: dict[str, NDArray[np.uint8]]
+    over_time: dict[str, NDArray[np.float64]] = field(repr=False)
+    frames: dict[str, NDArray[np.uint8]] = field(repr=False)
     timings: dict[str, float]
-    errors: dict[str, dict[str, NDArray[np.float64]]] = field(repr=False)
+    errors: dict[str, dict[str, dict[str, NDArray[np.float64]]]] = field(repr=False)
+
+    @property
+    def name(self) -> str:
+        return f"episode {self.episode}, frame {self.first_frame}"
+
+    @property
+    def heavy(self) -> bool:
+        """Whether the clip is occlusion-heavy, see ``subsets.HEAVY``."""
+        return self.occlusion >= HEAVY
 
 
 class Benchmark:
@@ -103,147 +116,98 @@ class Benchmark:
     def _evaluate(
         self, index: int, clip: Episode, own: HandTrajectory, others: HandTrajectory
     ) -> ClipResult:
-        reference = clip.images[0]
         frames = {"truth": clip.images}
         frames["model"], timings = self._imagine(index, clip, own)
-        frames["copy_first"] = np.repeat(reference[None], len(clip), axis=0)
+        frames["copy_first"] = np.repeat(clip.images[:1], len(clip), axis=0)
         frames["shuffled"], _ = self._imagine(index, clip, others)
         frames["frozen"], _ = self._imagine(index, clip, frozen(own))
-        assert clip.masks is not None  # evaluation clips have masks
-        regions = metrics.regions(clip.masks[0], clip.masks[1:])
+        regions = clip_regions(clip)
+        motion = motion_direction(clip.images[1:])
         judge = Judge(clip, self.estimator)
-        scores, errors = {}, {}
+        scores, errors, over_time = {}, {}, {}
         for method, video in frames.items():
             scores[method], errors[method] = judge(video[1:])
-            if method != "truth":
-                scores[method] |= region_scores(video[1:], clip.images[1:], regions)
-        name = f"episode {clip.metadata['episode']}, frame {clip.metadata['first_frame']}"
-        kind = clip.metadata["kind"]
-        return ClipResult(name, clip.task, kind, scores, frames, timings, errors)
+            if method == "truth":
+                continue
+            imagined, true = video[1:], clip.images[1:]
+            scores[method] |= region_scores(imagined, true, regions)
+            scores[method] |= temporal_scores(imagined, true, regions, motion)
+            over_time[method] = np.array(
+                [metrics.psnr(*pair) for pair in zip(imagined, true, regions["hand"], strict=True)]
+            )
+        return ClipResult(
+            episode=clip.metadata["episode"],
+            first_frame=clip.metadata["first_frame"],
+            task=clip.task,
+            kind=clip.metadata["kind"],
+            occlusion=occlusion(clip),
+            scores=scores,
+            over_time=over_time,
+            frames=frames,
+            timings=timings,
+            errors=errors,
+        )
 
     def _imagine(
         self, index: int, clip: Episode, trajectory: HandTrajectory
     ) -> tuple[NDArray[np.uint8], dict[str, float]]:
-        result = self.model.imagine(
-            clip.images[0],
-            trajectory,
-            clip.camera.matrix,
-            steps=self.steps,
-            seed=self.seed + index,
-        )
-        frames = np.asarray(result.frames)[0]
-        if frames.shape != clip.images.shape:
-            raise ValueError(f"model gave frames {frames.shape}, the clip has {clip.images.shape}")
-        return frames, dict(result.timings)
+        options = {"steps": self.steps, "seed": self.seed + index}
+        frames, timings = imagine_clip(self.model, clip, [trajectory], **options)
+        return frames[0], timings
 
 
-class Judge:
-    """Measures frames 1.. of one clip with the estimator, against the simulator's truth.
+def imagine_clip(
+    model: Imagines, clip: Episode, trajectories: Sequence[HandTrajectory], **options: Any
+) -> tuple[NDArray[np.uint8], dict[str, float]]:
+    """(K, T, H, W, 3) frames of a clip's first frame under K trajectories, and seconds per stage.
 
-    Metrics: ``hand_iou`` (either hand), ``arms_iou``; ``control_error_px`` and
-    ``moving_control_error_px`` (mean over joints that can be seen in the true frame, the second
-    over those that moved at least ``MOVING_PX``); ``object_iou`` over the last ``GRASP_FRAMES``
-    frames and ``object_follows`` (1 or 0), in clips with a moved object only. The estimator knows
-    objects but not which one was moved, so pixels of the others, as the simulator shows them, are
-    left out.
+    Args:
+        options: of ``Imagines.imagine``.
+
+    Raises:
+        ValueError: if the model's frames are not of the clip's length and size.
     """
+    result = model.imagine(clip.images[0], list(trajectories), clip.camera.matrix, **options)
+    frames = np.asarray(result.frames)
+    if frames.shape[1:] != clip.images.shape:
+        raise ValueError(f"model gave frames {frames.shape[1:]}, the clip has {clip.images.shape}")
+    return frames, dict(result.timings)
 
-    def __init__(self, clip: Episode, estimator: KeypointEstimator) -> None:
-        if clip.masks is None:
-            raise ValueError("a clip without masks cannot be judged; use simulated episodes")
-        self.estimator = estimator
-        self.masks = clip.masks
-        slots = list(estimator.config.slot_numbers)
-        pixels, visible = visible_joints(
-            clip.hand_positions, clip.hand_valid, clip.masks, clip.camera, clip.depth
-        )
-        self.pixels, self.visible = pixels[:, slots], visible[1:, slots]
-        self.moved = moved_object(clip.masks)
 
-    def __call__(
-        self, frames: NDArray[np.uint8]
-    ) -> tuple[dict[str, float], dict[str, NDArray[np.float64]]]:
-        """Metrics of (T - 1, H, W, 3) frames, and the distances behind the control errors."""
-        said = self.estimator(frames)
-        truth = self.masks[1:]
-        errors = {
-            name: metrics.control_error(said.pixels, self.pixels, self.visible, moved=moved)
-            for name, moved in (("all", 0.0), ("moving", MOVING_PX))
-        }
-        scores = {
-            "hand_iou": metrics.iou(said.hand_mask(), _is(truth, "left_hand", "right_hand")),
-            "arms_iou": metrics.iou(
-                said.classes == CLASS_NAMES.index("arms"), _is(truth, "left_arm", "right_arm")
-            ),
-            "control_error_px": _mean(errors["all"]),
-            "moving_control_error_px": _mean(errors["moving"]),
-        }
-        overlap = float("nan")
-        if self.moved is not None:
-            there, last = self.moved[-GRASP_FRAMES:], truth[-GRASP_FRAMES:]
-            other = _is(last, "manipulated_object", "other_objects") & ~there
-            other = binary_dilation(other, np.ones((1, 3, 3), bool)) & ~there
-            found = said.classes[-GRASP_FRAMES:] == CLASS_NAMES.index("objects")
-            overlap = metrics.iou(found & ~other, there)
-        scores["object_iou"] = overlap
-        scores["object_follows"] = (
-            float("nan") if np.isnan(overlap) else float(overlap >= FOLLOWS_IOU)
-        )
-        return scores, errors
+def clip_regions(clip: Episode) -> dict[str, NDArray[np.bool_]]:
+    """``metrics.regions`` of a clip's frames 1.., each (T - 1, H, W)."""
+    assert clip.masks is not None  # evaluation clips have masks
+    return metrics.regions(clip.masks[0], clip.masks[1:])
 
 
 def region_scores(
     frames: NDArray[np.uint8], truth: NDArray[np.uint8], regions: dict[str, NDArray[np.bool_]]
 ) -> dict[str, float]:
-    """``{region}_{l1, psnr, ssim}`` of frames (T, H, W, 3) in every region (T, H, W)."""
+    """``{region}_{l1, psnr, ssim, gradient_energy}`` of frames (T, H, W, 3) in every region
+    (T, H, W); the gradient energy is that of the truth's, see ``sharpness``."""
     similarity = metrics.ssim_map(frames, truth)
     scores = {}
     for name, region in regions.items():
         scores[f"{name}_l1"] = metrics.l1(frames, truth, region)
         scores[f"{name}_psnr"] = metrics.psnr(frames, truth, region)
         scores[f"{name}_ssim"] = metrics.pooled(similarity, region)
+        scores[f"{name}_gradient_energy"] = gradient_energy_ratio(frames, truth, region)
     return scores
 
 
-def summarize(results: Sequence[ClipResult]) -> dict[str, dict[str, Estimate]]:
-    """{method: {metric: mean over clips with interval}}.
+def temporal_scores(
+    frames: NDArray[np.uint8],
+    truth: NDArray[np.uint8],
+    regions: dict[str, NDArray[np.bool_]],
+    motion: NDArray[np.int8],
+) -> dict[str, float]:
+    """``{region}_{st_ssim, gmsd_t}`` of frames (T, H, W, 3) in ``TEMPORAL_REGIONS``.
 
-    ``model`` also gets ``hand_psnr_above_{other}``: the mean over clips of the difference within
-    each clip, whose interval is that of a paired comparison.
+    Args:
+        motion: ``temporal.motion_direction(truth)``.
     """
-    summary = {
-        method: {
-            metric: metrics.estimate(result.scores[method][metric] for result in results)
-            for metric in results[0].scores[method]
-        }
-        for method in results[0].scores
-    }
-    for other in METHODS[1:]:
-        summary["model"][f"hand_psnr_above_{other}"] = metrics.estimate(
-            result.scores["model"]["hand_psnr"] - result.scores[other]["hand_psnr"]
-            for result in results
-        )
-    return summary
-
-
-def pooled_errors(results: Sequence[ClipResult], method: str) -> dict[str, dict[str, float]]:
-    """Control error over the joints of all clips: {"all" | "moving": {n, mean, median, p90}}."""
-    out = {}
-    for name in ("all", "moving"):
-        pooled = np.concatenate([result.errors[method][name] for result in results])
-        some = len(pooled) > 0
-        out[name] = {
-            "n": len(pooled),
-            "mean": float(pooled.mean()) if some else float("nan"),
-            "median": float(np.median(pooled)) if some else float("nan"),
-            "p90": float(np.percentile(pooled, 90)) if some else float("nan"),
-        }
-    return out
-
-
-def _is(masks: NDArray[np.uint8], *names: str) -> NDArray[np.bool_]:
-    return np.isin(masks, [MASK_CLASSES.index(name) for name in names])
-
-
-def _mean(values: NDArray[np.float64]) -> float:
-    return float(values.mean()) if len(values) else float("nan")
+    scores = {}
+    for name in TEMPORAL_REGIONS:
+        scores[f"{name}_st_ssim"] = st_ssim(frames, truth, regions[name], motion=motion)
+        scores[f"{name}_gmsd_t"] = gmsd_t(frames, truth, regions[name])
+    return scores
