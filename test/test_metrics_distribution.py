@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from scipy.linalg import sqrtm
 
+from ego_world_model.evaluation import distribution
 from ego_world_model.evaluation.distribution import frechet_distance, kernel_distance
 
 
@@ -75,7 +76,7 @@ def test_kernel_distance_of_frames_is_unbiased_because_pairs_within_a_clip_are_l
         )
         clips = np.repeat(np.arange(12), 5)
         found = kernel_distance(x, y, clips)
-        assert (found.n, found.clips) == (60, 12)
+        assert (found.n, found.groups) == (60, 12)
         values.append(found.value)
         naive.append(kernel_distance(x, y).value)
     error = np.std(values) / np.sqrt(len(values))
@@ -91,6 +92,33 @@ def test_the_standard_error_of_the_kernel_distance_is_the_spread_over_draws():
     spread = np.std([d.value for d in found])
     assert np.mean([d.error for d in found]) == pytest.approx(spread, rel=0.25)
     assert np.mean([d.value for d in found]) > 5 * spread
+
+
+def test_kernel_distance_is_the_mean_over_pairs_of_rows_of_different_clips(monkeypatch):
+    """Clips of unequal length, in any order, over several blocks of the kernel matrix; and its
+    error is the jackknife over clips."""
+    rng = np.random.default_rng(0)
+    x, y, clips = rng.normal(size=(30, 5)), rng.normal(size=(30, 5)) + 1, rng.integers(0, 4, 30)
+
+    def plain(keep: np.ndarray) -> float:
+        def kernel(a, b):
+            return (a @ b / 5 + 1) ** 3
+
+        return np.mean(
+            [
+                kernel(x[i], x[j]) + kernel(y[i], y[j]) - kernel(x[i], y[j]) - kernel(x[j], y[i])
+                for i in np.flatnonzero(keep)
+                for j in np.flatnonzero(keep)
+                if clips[i] != clips[j]
+            ]
+        )
+
+    monkeypatch.setattr(distribution, "ROWS_AT_ONCE", 7)
+    found = kernel_distance(x, y, clips)
+    assert found.value == pytest.approx(plain(clips >= 0))
+    without = np.array([plain(clips != clip) for clip in range(4)])
+    expected = np.sqrt(3 / 4 * np.square(without - without.mean()).sum())
+    assert found.error == pytest.approx(expected) and (found.n, found.groups) == (30, 4)
 
 
 def test_a_copy_of_the_truth_has_distance_zero_from_it():
@@ -116,9 +144,9 @@ def test_too_few_rows_for_the_covariances_are_said_in_the_result():
     rng = np.random.default_rng(0)
     found = frechet_distance(rng.normal(size=(20, 64)), rng.normal(size=(20, 64)))
     assert "rank 19" in found.warning and "64 dimensions" in found.warning and found.n == 20
-    assert "n = 20 of 20 clips" in str(found)
+    assert "n = 20 in 20 groups" in str(found)
     one = frechet_distance(rng.normal(size=(20, 4)), rng.normal(size=(20, 4)), np.zeros(20))
-    assert np.isnan(one.value) and "2 clips" in one.warning and str(one) == "n/a"
+    assert np.isnan(one.value) and "2 groups" in one.warning and str(one) == "n/a"
 
 
 def test_features_that_do_not_fit_are_refused():

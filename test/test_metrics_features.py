@@ -63,7 +63,7 @@ def test_every_metric_is_there_with_its_n_and_frechet_never_without_its_kernel(
     for metric in distances:
         found = scores[f"all_{metric}"]
         rows = CLIPS if metric in ("fvd", "kvd") else CLIPS * SHAPE[0]
-        assert isinstance(found, Distance) and (found.n, found.clips) == (rows, CLIPS)
+        assert isinstance(found, Distance) and (found.n, found.groups) == (rows, CLIPS)
         assert np.isfinite(found.value)
         assert (found.error is not None) == (metric in ("kid", "clip_kid", "kvd"))
     assert "rank 5" in scores["all_fvd"].warning  # six videos, 16 dimensions
@@ -123,7 +123,7 @@ def test_frames_and_clips_without_the_region_are_left_out(networks, truth, regio
     black = [np.zeros_like(clip) for clip in truth]
     scores = set_scores(black, truth, {"hand": masks}, networks)
     assert scores["hand_fid"].n == 3 + (CLIPS - 2) * SHAPE[0]
-    assert scores["hand_fid"].clips == scores["hand_fvd"].n == scores["hand_lpips"].n == CLIPS - 1
+    assert scores["hand_fid"].groups == scores["hand_fvd"].n == scores["hand_lpips"].n == CLIPS - 1
     nowhere = [np.zeros(SHAPE, bool)] * CLIPS
     scores = set_scores(black, truth, {"hand": nowhere}, networks)
     for metric in ("fid", "kid", "fvd"):
@@ -204,6 +204,24 @@ def test_distances_are_those_of_the_features_by_clip(networks, truth):
         "all_fid": frechet_distance(*sets, clips),
         "all_kid": kernel_distance(*sets, clips),
     }
+
+
+def test_clips_of_one_episode_count_as_one_in_errors_and_intervals(networks, truth):
+    blurred = [gaussian_filter(clip, (0, 2, 2, 0)) for clip in truth]
+    metrics = ["fid", "lpips"]
+    apart = set_scores(blurred, truth, {}, networks, metrics=metrics)
+    both = [[*clips, *clips] for clips in (blurred, truth)]
+    episodes = [*range(CLIPS), *range(CLIPS)]
+    doubled = set_scores(*both, {}, networks, groups=episodes, metrics=metrics)
+    for metric in ("all_fid", "all_kid"):
+        assert doubled[metric].n == 2 * apart[metric].n
+        assert doubled[metric].groups == apart[metric].groups == CLIPS
+    for value in ("value", "error"):
+        expected = getattr(apart["all_kid"], value)
+        assert getattr(doubled["all_kid"], value) == pytest.approx(expected)
+    assert doubled["all_lpips"].low == pytest.approx(apart["all_lpips"].low)
+    with pytest.raises(ValueError, match="groups"):
+        set_scores(blurred, truth, {}, networks, groups=[1])
 
 
 @pytest.mark.parametrize("name", list(NETWORKS))

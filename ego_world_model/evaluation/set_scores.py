@@ -9,7 +9,7 @@ them, not regions with each other nor with papers that blank the outside.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +31,7 @@ def set_scores(
     networks: FeatureNetworks,
     instructions: Sequence[str] | None = None,
     *,
+    groups: Sequence[Hashable] | None = None,
     metrics: Sequence[str] | None = None,
 ) -> dict[str, Estimate | Distance]:
     """Every score that the networks make possible, in the whole frame and in each region.
@@ -50,6 +51,8 @@ def set_scores(
         regions: per name, (T, H, W) bool for each clip, e.g. those of ``metrics.regions``.
         networks: see there.
         instructions: per clip; clips with an empty one have no ``clip_score``.
+        groups: per clip, what counts as one independent draw in errors and intervals, e.g. its
+            episode; None: each clip.
         metrics: of ``features.FEATURE_METRICS``; by default all that the networks and the
             instructions allow.
 
@@ -58,15 +61,16 @@ def set_scores(
         ValueError: if clips, regions or instructions do not fit, or the clips are too short for
             ``fvd``.
     """
-    _check(imagined, truth, regions, instructions)
+    _check(imagined, truth, regions, instructions, groups)
     if metrics is None:
         metrics = [m for m in networks.metrics if m != "clip_score" or instructions is not None]
     networks.require(metrics)
     if "clip_score" in metrics and instructions is None:
         raise ValueError("clip_score compares frames with instructions, which were not given")
+    groups = list(range(len(truth))) if groups is None else groups
     whole = [np.ones(clip.shape[:3], bool) for clip in truth]
     scores: dict[str, Estimate | Distance] = {}
-    parts = _Parts(truth, networks, metrics, instructions)
+    parts = _Parts(truth, networks, metrics, instructions, groups)
     for name, masks in {"all": whole, **regions}.items():
         found = parts.scores(imagined, masks)
         scores |= {f"{name}_{metric}": score for metric, score in found.items()}
@@ -82,8 +86,11 @@ class _Parts:
         networks: FeatureNetworks,
         metrics: Sequence[str],
         instructions: Sequence[str] | None,
+        groups: Sequence[Hashable],
     ) -> None:
         self.truth, self.networks, self.metrics = truth, networks, metrics
+        number = {group: k for k, group in enumerate(dict.fromkeys(groups))}
+        self.group = [number[group] for group in groups]
         self.true: dict[str, list[NDArray[np.float64]]] = {}  # per network, (T, D) of each clip
         if "fid" in metrics:
             self.true["inception"] = [networks.inception(clip) for clip in truth]
@@ -113,46 +120,58 @@ class _Parts:
 
         out: dict[str, Estimate | Distance] = {}
         if "fid" in self.metrics:
-            out |= _distances("fid", frames(self.networks.inception), true("inception"))
+            out |= self._distances("fid", frames(self.networks.inception), true("inception"))
         if "fvd" in self.metrics:
             videos = {k: self.networks.i3d(shown[k][None]) for k in clips}
-            out |= _distances("fvd", videos, {k: self.true["i3d"][k] for k in clips})
+            out |= self._distances("fvd", videos, {k: self.true["i3d"][k] for k in clips})
         if "lpips" in self.metrics:
-            out["lpips"] = estimate(
-                self.networks.lpips(shown[k][used[k]], self.truth[k][used[k]]).mean() for k in clips
+            out["lpips"] = self._estimate(
+                {k: self.networks.lpips(shown[k][used[k]], self.truth[k][used[k]]) for k in clips}
             )
         if not {"clip_fid", "clip_image", "clip_score"} & set(self.metrics):
             return out
         embedded = frames(self.networks.clip_images)
         if "clip_fid" in self.metrics:
-            out |= _distances("clip_fid", embedded, true("clip"))
+            out |= self._distances("clip_fid", embedded, true("clip"))
         if "clip_image" in self.metrics:
             near = true("clip")
-            out["clip_image"] = estimate(cosine(embedded[k], near[k]).mean() for k in clips)
+            out["clip_image"] = self._estimate({k: cosine(embedded[k], near[k]) for k in clips})
         if "clip_score" in self.metrics:
-            out["clip_score"] = estimate(
-                CLIP_SCORE_WEIGHT * np.maximum(cosine(embedded[k], text), 0).mean()
-                for k in clips
-                if (text := self.texts[k]) is not None
+            out["clip_score"] = self._estimate(
+                {
+                    k: CLIP_SCORE_WEIGHT * np.maximum(cosine(embedded[k], text), 0)
+                    for k in clips
+                    if (text := self.texts[k]) is not None
+                }
             )
         return out
 
-
-def _distances(
-    metric: str, imagined: Mapping[int, NDArray], truth: Mapping[int, NDArray]
-) -> dict[str, Distance]:
-    """The Fréchet and the kernel distance of features (n, D) per clip."""
-    if not truth:
-        nothing = Distance(
-            value=float("nan"), error=None, n=0, clips=0, dimensions=0, warning="region is empty"
+    def _estimate(self, frames: Mapping[int, NDArray]) -> Estimate:
+        """Of the means over each clip's frames."""
+        return estimate(
+            (values.mean() for values in frames.values()), groups=[self.group[k] for k in frames]
         )
-        return {metric: nothing, KERNEL_NAMES[metric]: nothing}
-    label = np.repeat(list(truth), [len(rows) for rows in truth.values()])
-    sets = [np.concatenate([rows[k] for k in truth]) for rows in (imagined, truth)]
-    return {
-        metric: frechet_distance(*sets, label),
-        KERNEL_NAMES[metric]: kernel_distance(*sets, label),
-    }
+
+    def _distances(
+        self, metric: str, imagined: Mapping[int, NDArray], truth: Mapping[int, NDArray]
+    ) -> dict[str, Distance]:
+        """The Fréchet and the kernel distance of features (n, D) per clip."""
+        if not truth:
+            nothing = Distance(
+                value=float("nan"),
+                error=None,
+                n=0,
+                groups=0,
+                dimensions=0,
+                warning="the region is empty in all clips",
+            )
+            return {metric: nothing, KERNEL_NAMES[metric]: nothing}
+        label = np.repeat([self.group[k] for k in truth], [len(rows) for rows in truth.values()])
+        sets = [np.concatenate([rows[k] for k in truth]) for rows in (imagined, truth)]
+        return {
+            metric: frechet_distance(*sets, label),
+            KERNEL_NAMES[metric]: kernel_distance(*sets, label),
+        }
 
 
 def _check(
@@ -160,6 +179,7 @@ def _check(
     truth: Clips,
     regions: Mapping[str, Sequence[NDArray[np.bool_]]],
     instructions: Sequence[str] | None,
+    groups: Sequence[Hashable] | None,
 ) -> None:
     if len(truth) < 2:
         raise ValueError(f"scores of a set need at least 2 clips, got {len(truth)}")
@@ -177,3 +197,5 @@ def _check(
             raise ValueError(f"region {name!r} must have a mask {shape[:3]} for each clip")
     if instructions is not None and len(instructions) != len(truth):
         raise ValueError(f"got {len(instructions)} instructions for {len(truth)} clips")
+    if groups is not None and len(groups) != len(truth):
+        raise ValueError(f"got {len(groups)} groups for {len(truth)} clips")
