@@ -27,6 +27,9 @@ is a forward of its own, so that guidance needs no more memory.
 """
 
 COMPILE_OPTIONS = ("mode", "dynamic", "fullgraph", "backend", "options")
+WAN_LAYERS = (r"blocks\.\d+\.(attn1|attn2|ffn)",)
+"""What ``taylorseer`` extrapolates unless told otherwise; its own default matches no Wan layer."""
+
 _SET_BY_US = ("num_inference_steps", "current_timestep_callback")
 
 StorageDtype = Literal["float8_e4m3fn", "float8_e5m2"]
@@ -39,9 +42,10 @@ class CacheSpec:
 
     ``first_block`` (threshold) skips all blocks but the first while the first one's output changes
     little; ``taylorseer`` (cache_interval, disable_cache_before_step, max_order, …) extrapolates
-    attention; ``mag`` (mag_ratios, threshold, …; ``calibrate`` prints the ratios of a model) skips
-    all blocks by known ratios; ``pyramid`` (spatial_attention_block_skip_range, …) repeats
-    attention and, as diffusers keeps one state for all branches, works without guidance only.
+    attention and feed-forward layers; ``mag`` (mag_ratios, threshold, …; ``calibrate`` prints the
+    ratios of a model) skips all blocks by known ratios; ``pyramid``
+    (spatial_attention_block_skip_range, …) repeats attention and, as diffusers keeps one state for
+    all branches, works without guidance only.
     """
 
     name: str
@@ -143,6 +147,10 @@ class StepCache:
         if network is not None and spec is not None:
             self._options = self._build(steps=1)
             network.enable_cache(self._options)
+            if not any(_keeps_state(module) for module in network.modules()):
+                raise ValueError(
+                    f"cache {spec.name!r}: its options match no layer of {type(network).__name__}"
+                )
 
     @contextlib.contextmanager
     def rollout(self, steps: int, *, branches: int) -> Iterator[None]:
@@ -197,6 +205,8 @@ class StepCache:
             options["num_inference_steps"] = steps
         if self._spec.name == "pyramid":
             options["current_timestep_callback"] = lambda: self._timestep
+        if self._spec.name == "taylorseer" and not options.get("use_lite_mode"):
+            options.setdefault("cache_identifiers", list(WAN_LAYERS))
         if dtype := options.get("taylor_factors_dtype"):
             options["taylor_factors_dtype"] = getattr(torch, dtype)
         return kind(**options)
@@ -237,6 +247,11 @@ def _network(backbone: nn.Module) -> nn.Module:
     if len(found) != 1:
         raise ValueError(f"{type(backbone).__name__} holds no diffusers model to accelerate")
     return found[0]
+
+
+def _keeps_state(module: nn.Module) -> bool:
+    registry = getattr(module, "_diffusers_hook", None)
+    return registry is not None and any(hook._is_stateful for hook in registry.hooks.values())
 
 
 def _set_attention_backend(network: nn.Module, name: str) -> None:
