@@ -2,9 +2,8 @@
 
 Rows of the two sets belong together (the same frame of the same clip), and rows of one group depend
 on each other: a group is a clip, or an episode that gave several. Only groups are independent. The
-Fréchet distance of few rows is far above zero even
-between two samples of one distribution, so it never goes without the kernel distance, which is
-unbiased at any n.
+Fréchet distance of few rows is far above zero even between two samples of one distribution, so it
+never goes without the kernel distance, which is unbiased at any n.
 """
 
 from __future__ import annotations
