@@ -19,8 +19,9 @@ from ego_world_model.world_model import (
     WorldModel,
     WorldModelConfig,
 )
+from ego_world_model.world_model.acceleration import Acceleration, CacheSpec
 from ego_world_model.world_model.backbones import Condition, WanBackbone
-from ego_world_model.world_model.checkpoint import PartSpec
+from ego_world_model.world_model.checkpoint import LoraFile, PartSpec, read_config
 from ego_world_model.world_model.sampler import flow_sigmas, sample
 
 BACKBONE = {
@@ -37,7 +38,7 @@ BACKBONE = {
 }
 
 
-def small_model(num_frames: int = 5) -> WorldModel:
+def small_model(num_frames: int = 5, **config: object) -> WorldModel:
     """A random model whose output depends on noise, joints and image."""
     torch.manual_seed(0)
     model = WorldModel(
@@ -51,6 +52,7 @@ def small_model(num_frames: int = 5) -> WorldModel:
                 name="frame", kwargs={"latent_channels": 4, "channels": [8, 16, 16]}
             ),
             backbone=PartSpec(name="wan", kwargs=BACKBONE),
+            **config,
         )
     )
     torch.nn.init.normal_(model.backbone.out.weight, std=0.1)
@@ -110,6 +112,71 @@ def test_candidates_equal_rollouts_made_one_by_one(model, episode):
     assert np.abs(both[0].astype(int) - both[1].astype(int)).max() > 1
 
 
+@pytest.mark.parametrize("max_batch", [1, 2])
+def test_batches_do_not_change_the_frames(model, episode, max_batch: int):
+    """Candidates computed a few at a time share the noise; progress counts all batches' steps."""
+    motion = trajectory(episode)
+    moved = [
+        HandTrajectory(motion.times, motion.positions + np.float32([x, 0, 0]), motion.valid)
+        for x in (0, 0.05, -0.05)
+    ]
+    seen = []
+    options = {"control_guidance": 2.0, "on_step": lambda *s: seen.append(s)}
+    whole = imagine(model, episode, moved, **options).frames
+    seen.clear()
+    result = imagine(model, episode, moved, max_batch=max_batch, **options)
+    assert np.abs(result.frames.astype(int) - whole.astype(int)).max() <= 1
+    total = 2 * (3 if max_batch == 1 else 2)
+    assert seen == [(step, total) for step in range(1, total + 1)]
+    assert set(result.timings) == {"encode", "control", "denoise", "decode"}
+
+
+def test_control_guidance_leads_away_from_unknown_hands(model, episode):
+    """0 gives what unknown joints give, 1 changes nothing and costs nothing, 2 goes further."""
+    motion = trajectory(episode)
+    unknown = motion.with_slots_masked(range(len(NAMES)))
+    forwards = []
+    handle = model.backbone.register_forward_hook(lambda *_: forwards.append(1))
+    known, bare, none, one, two = (
+        imagine(model, episode, m, steps=1, **options).frames.astype(float)
+        for m, options in [
+            (motion, {}),
+            (unknown, {}),
+            (motion, {"control_guidance": 0.0}),
+            (motion, {"control_guidance": 1.0}),
+            (motion, {"control_guidance": 2.0}),
+        ]
+    )
+    handle.remove()
+    assert len(forwards) == 1 + 1 + 2 + 1 + 2
+    assert np.abs(known - bare).max() > 1
+    assert np.abs(none - bare).max() <= 1
+    np.testing.assert_array_equal(one, known)
+    away = (two - known)[known != bare] * (known - bare)[known != bare]
+    assert np.mean(away > 0) > 0.8
+
+
+def test_noise_levels_and_solver_may_be_chosen(model, episode):
+    """By the call, else by the checkpoint; four levels mean four steps."""
+    motion, seen = trajectory(episode), []
+    levels = [1.0, 0.9375, 2.5 / 3, 0.625]
+    count = {"on_step": lambda *s: seen.append(s), "steps": None}
+    explicit = imagine(model, episode, motion, sigmas=levels, **count).frames
+    assert seen[-1] == (4, 4)
+    declared = small_model(sigmas=tuple(levels), solver="unipc")
+    unipc = imagine(declared, episode, motion, steps=None).frames
+    assert (unipc != explicit).any()
+    np.testing.assert_array_equal(
+        imagine(declared, episode, motion, steps=None, solver="euler").frames, explicit
+    )
+    with pytest.raises(ValueError, match="steps and sigmas: give one of them"):
+        imagine(model, episode, motion, sigmas=levels)
+    with pytest.raises(ValueError, match="max_batch must be at least 1"):
+        imagine(model, episode, motion, max_batch=0)
+    with pytest.raises(CheckpointError, match="unknown solver 'heun'"):
+        small_model(solver="heun")
+
+
 def test_hand_slots_alone_are_enough(model, episode):
     """A 42-slot trajectory equals one whose extra slots are marked unknown."""
     full = trajectory(episode).with_slots_masked(range(NUM_SLOTS, len(NAMES)))
@@ -156,6 +223,21 @@ def test_wrong_arguments_are_named(model, episode):
         model.imagine(episode.images[0] / 255.0, motion, episode.camera.matrix)
     with pytest.raises(ValueError, match="intrinsics"):
         model.imagine(episode.images[0], motion, np.full((3, 3), np.nan))
+
+
+def test_every_choice_survives_saving(tmp_path: Path):
+    """Settings of inference are fields of config.json like any other."""
+    saved = small_model(
+        sigmas=(1.0, 0.5),
+        solver="unipc",
+        control_guidance=1.5,
+        max_batch=4,
+        loras=(LoraFile(path="fast.safetensors", name="fast", scale=0.5),),
+        acceleration=Acceleration(cache=CacheSpec(name="first_block", kwargs={"threshold": 0.1})),
+    )
+    saved.save_pretrained(tmp_path)
+    assert read_config(tmp_path)[0] == saved.config
+    assert saved.config.relative_to(tmp_path).loras[0].path == str(tmp_path / "fast.safetensors")
 
 
 def test_a_saved_model_imagines_the_same(model, episode, tmp_path: Path):
