@@ -29,6 +29,15 @@ def _prepare() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
+def _finish() -> bool:
+    """Part from the other processes of the run; whether this is the main one."""
+    from ego_world_model.training.processes import processes
+
+    main = processes().is_main_process
+    processes().destroy_process_group()
+    return main
+
+
 def _overrides(data: Path | None, held_out: Path | None, minutes: float | None) -> dict:
     return {
         "data": {
@@ -55,6 +64,7 @@ def autoencoder(
 
     overrides = _overrides(data, validation_data, deadline_minutes)
     train_autoencoder(load(AutoencoderTraining, config, overrides), run, cache=cache, report=_say)
+    _finish()
 
 
 @app.command("world-model")
@@ -62,7 +72,9 @@ def world_model(
     config: ConfigFile,
     autoencoder: Annotated[
         Optional[Path],  # noqa: UP045
-        typer.Option(help="Run folder of the trained autoencoder; not with `init` in the YAML."),
+        typer.Option(
+            help="Run folder of the trained autoencoder, unless the YAML has `init` or `autoencoder`."
+        ),
     ] = None,
     run: Run = Path("runs/world_model"),
     data: Data = None,
@@ -70,7 +82,7 @@ def world_model(
     deadline_minutes: Minutes = None,
     cache: Cache = None,
 ) -> None:
-    """Train joint control and backbone on a trained autoencoder."""
+    """Train joint control and backbone, of any size; several processes by `accelerate launch`."""
     _prepare()
     from ego_world_model.training.config import WorldModelTraining, load
     from ego_world_model.training.runs import train_world_model
@@ -78,7 +90,8 @@ def world_model(
     overrides = _overrides(data, validation_data, deadline_minutes)
     settings = load(WorldModelTraining, config, overrides)
     checkpoint = train_world_model(settings, autoencoder, run, cache=cache, report=_say)
-    typer.echo(f"checkpoint: {checkpoint}")
+    if _finish():
+        typer.echo(f"checkpoint: {checkpoint}")
 
 
 @app.command("tiny")

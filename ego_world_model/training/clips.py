@@ -1,7 +1,8 @@
 """Training clips: episodes decoded once into memory-mapped arrays, sampled and augmented in RAM.
 
 Decoding video costs more than a training step of a small model, so a dataset is unpacked once per
-run into raw arrays (a few kilobytes per frame at 128x96); sampling a batch is then an index.
+run into raw arrays (a few kilobytes per frame at 128x96); sampling a batch is then an index. What a
+large model reads instead of frames is cached by ``windows``.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +21,16 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ego_world_model.camera import PinholeCamera
-from ego_world_model.hands import EXTRA_SLOTS, NUM_SLOTS, SLOT_NAMES, random_joint_mask
+from ego_world_model.hands import EXTRA_SLOTS, NUM_SLOTS, SLOT_NAMES
+from ego_world_model.training.augmentation import (
+    MASK_PAIRS,
+    Augmentation,
+    hide_joints,
+    mirrored_slots,
+)
 
 MANIPULATED = 5
 """Mask class of the object that a hand moves."""
-
-MASK_PAIRS = ((1, 2), (3, 4))
-"""Mask classes that trade places when an image is mirrored: hands, arms."""
 
 CARRIED_PIXELS = 4.0
 """How far the manipulated object's centre moves within a clip that counts as carrying."""
@@ -36,12 +41,15 @@ class ClipBatch:
     """B clips of T frames; frame 0 is the reference.
 
     Attributes:
-        video: (B, T, 3, H, W) float in [-1, 1].
+        video: (B, T, 3, H, W) float in [-1, 1]; the reference alone where ``latents`` are given.
         masks: (B, T, H, W) uint8 classes (0 background, 1/2 left/right hand, 3/4 arms, 5 the
             manipulated object, 6 other objects).
         joints: (B, T, J, 3) metres in the camera of each frame.
         valid: (B, T, J) bool.
         intrinsics: (B, 3, 3) pixels.
+        latents: (B, C, t, h, w) of the whole clip, where they were computed beforehand.
+        text: (B, L, D) embedded instruction, for models that read text.
+        image: (B, L, D) embedded reference, for models that read it so.
     """
 
     video: Tensor
@@ -49,6 +57,9 @@ class ClipBatch:
     joints: Tensor
     valid: Tensor
     intrinsics: Tensor
+    latents: Tensor | None = None
+    text: Tensor | None = None
+    image: Tensor | None = None
 
     @property
     def reference(self) -> Tensor:
@@ -61,10 +72,19 @@ class ClipBatch:
     def split(self, parts: int) -> list[ClipBatch]:
         """The clips dealt out to ``parts`` batches of nearly equal size (fewer if there are too
         few clips)."""
-        chunks = ((f.name, getattr(self, f.name).tensor_split(parts)) for f in fields(self))
-        columns = dict(chunks)
+        columns = {name: value.tensor_split(parts) for name, value in self._tensors.items()}
         rows = (ClipBatch(**{n: c[i] for n, c in columns.items()}) for i in range(parts))
         return [row for row in rows if len(row)]
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> ClipBatch:
+        """The same clips on another device."""
+        moved = {n: v.to(device, non_blocking=non_blocking) for n, v in self._tensors.items()}
+        return ClipBatch(**moved)
+
+    @property
+    def _tensors(self) -> dict[str, Tensor]:
+        values = ((f.name, getattr(self, f.name)) for f in fields(self))
+        return {name: value for name, value in values if value is not None}
 
 
 class ClipCache:
@@ -76,11 +96,13 @@ class ClipCache:
         intrinsics: (E, 3, 3) of each episode.
         first: (E+1,) first frame of each episode.
         fps: frames per second.
+        folder: where they lie.
     """
 
     ARRAYS = ("images", "masks", "positions", "valid", "intrinsics", "first")
 
     def __init__(self, folder: Path) -> None:
+        self.folder = folder
         info = json.loads((folder / "cache.json").read_text())
         self.fps = float(info["fps"])
         self.images, self.masks, self.positions, self.valid, self.intrinsics, self.first = (
@@ -91,6 +113,28 @@ class ClipCache:
         """Number of episodes."""
         return len(self.first) - 1
 
+    def instruction(self, frame: int) -> str:
+        """What was being done at a frame, counted over all episodes: its task's instruction.
+
+        Raises:
+            ValueError: if the cache was made before instructions were kept.
+        """
+        episode = int(np.searchsorted(self.first, frame, side="right")) - 1
+        begun = [
+            text for start, text in self._tasks[episode] if start <= frame - self.first[episode]
+        ]
+        return begun[-1] if begun else self._tasks[episode][0][1]
+
+    @cached_property
+    def _tasks(self) -> list[list[tuple[int, str]]]:
+        path = self.folder / "tasks.json"
+        if not path.is_file():
+            raise ValueError(
+                f"{self.folder} holds no instructions, it was unpacked by an earlier version; "
+                "delete it and run again"
+            )
+        return json.loads(path.read_text())
+
     @classmethod
     def build(
         cls,
@@ -100,6 +144,7 @@ class ClipCache:
         width: int,
         height: int,
         extra_slots: Sequence[str] = (),
+        masks: bool = True,
         report: Any = None,
     ) -> ClipCache:
         """Unpack ``episodes`` (data.Episode each) at one resolution; reuses a finished cache.
@@ -107,10 +152,11 @@ class ClipCache:
         Args:
             episodes: anything with ``len`` and indexing that yields ``data.Episode``.
             extra_slots: slots after the 42 that the model uses; absent ones become invalid.
+            masks: whether episodes must have masks; where they need not, absent ones are all zero.
             report: called with (episode number, episode count) after each episode.
 
         Raises:
-            ValueError: if an episode has no masks, or frame rates differ.
+            ValueError: if an episode lacks masks that it must have, or frame rates differ.
         """
         key = {
             "episodes": len(episodes),
@@ -124,10 +170,18 @@ class ClipCache:
         folder.mkdir(parents=True, exist_ok=True)
         info.unlink(missing_ok=True)
         parts: list[list[NDArray[Any]]] = [[] for _ in range(4)]
-        intrinsics, lengths, rates = [], [], set()
+        intrinsics, lengths, rates, tasks = [], [], set(), []
         for number in range(len(episodes)):
             episode = episodes[number]
-            arrays, camera = _unpack(episode, width, height, extra_slots, number)
+            if masks and episode.masks is None:
+                raise ValueError(
+                    f"episode {number} has no segmentation masks; training weighs hands and "
+                    "objects by them, so record with masks (ego-world-model simulate does), or set "
+                    "`weights: null` in the training config"
+                )
+            arrays, camera = _unpack(episode, width, height, extra_slots)
+            listed = episode.metadata.get("tasks") or [(0, "any", episode.task)]
+            tasks.append([(int(frame), text) for frame, _, text in listed])
             for part, array in zip(parts, arrays, strict=True):
                 part.append(array)
             intrinsics.append(camera)
@@ -142,20 +196,18 @@ class ClipCache:
             part.clear()
         np.save(folder / "intrinsics.npy", np.stack(intrinsics).astype(np.float32))
         np.save(folder / "first.npy", np.concatenate([[0], np.cumsum(lengths)]))
+        (folder / "tasks.json").write_text(json.dumps(tasks))
         info.write_text(json.dumps(key | {"fps": rates.pop()}))
         return cls(folder)
 
 
 def _unpack(
-    episode: Any, width: int, height: int, extra_slots: Sequence[str], number: int
+    episode: Any, width: int, height: int, extra_slots: Sequence[str]
 ) -> tuple[tuple[NDArray[Any], ...], NDArray[np.float64]]:
     """Images, masks, positions and valid of one episode at the model's size, and its K."""
-    if episode.masks is None:
-        raise ValueError(
-            f"episode {number} has no segmentation masks; training weighs hands and objects by "
-            "them, so record with masks (ego-world-model simulate does)"
-        )
-    images, masks = np.asarray(episode.images), np.asarray(episode.masks)
+    images = np.asarray(episode.images)
+    masks = np.zeros(images.shape[:3], np.uint8) if episode.masks is None else episode.masks
+    masks = np.asarray(masks)
     camera: PinholeCamera = episode.camera
     if images.shape[1:3] != (height, width):
         small = F.interpolate(
@@ -186,21 +238,6 @@ def select_slots(
         if name in column:
             out[:, slot], ok[:, slot] = positions[:, column[name]], valid[:, column[name]]
     return out, ok
-
-
-@dataclass(frozen=True, kw_only=True)
-class Augmentation:
-    """Random changes to a training clip, applied to the whole clip alike.
-
-    Attributes:
-        mirror: probability of a left-right flip (slots, masks and camera follow).
-        colour: strength of brightness, contrast and per-channel gain changes.
-        hide_joints: probability that a clip has a random 10-30 % of its joints hidden.
-    """
-
-    mirror: float = 0.5
-    colour: float = 0.15
-    hide_joints: float = 0.2
 
 
 class ClipSampler:
@@ -283,7 +320,7 @@ class ClipSampler:
         valid, intrinsics = cache.valid[index], cache.intrinsics[episodes].copy()
         if self.augmentation is not None:
             video = self._recolour(video)
-            valid = self._hide(valid)
+            valid = hide_joints(valid, self.augmentation, self.rng)
             self._mirror(video, masks, joints, valid, intrinsics)
         return ClipBatch(video, *(torch.from_numpy(a) for a in (masks, joints, valid, intrinsics)))
 
@@ -296,12 +333,6 @@ class ClipSampler:
         offset = strength * self.rng.uniform(-1, 1, (batch, 1, 1, 1, 1))
         gain, offset = (torch.from_numpy(a).float() for a in (gain, offset))
         return (video * gain + offset).clamp_(-1, 1)
-
-    def _hide(self, valid: NDArray[np.bool_]) -> NDArray[np.bool_]:
-        valid = valid.copy()
-        for row in np.flatnonzero(self.rng.random(len(valid)) < self.augmentation.hide_joints):
-            valid[row] = random_joint_mask(valid[row], self.rng.uniform(0.1, 0.3), self.rng)
-        return valid
 
     def _mirror(self, video: Tensor, masks: Any, joints: Any, valid: Any, intrinsics: Any) -> None:
         rows = np.flatnonzero(self.rng.random(len(valid)) < self.augmentation.mirror)
@@ -331,25 +362,20 @@ def object_centroids(masks: NDArray[np.uint8], smallest: int = 8) -> NDArray[np.
     return out
 
 
-def mirrored_slots(extra_slots: Sequence[str]) -> NDArray[np.int64]:
-    """For each of the 42 + extra slots, the slot of the same joint on the other side."""
-    names = (*SLOT_NAMES, *extra_slots)
-    column = {name: i for i, name in enumerate(names)}
-    sides = {"left": "right", "right": "left"}
-    other = [f"{sides[n.split('_', 1)[0]]}_{n.split('_', 1)[1]}" for n in names]
-    missing = [name for name in other if name not in column]
-    if missing:
-        raise ValueError(f"slots {missing} are needed to mirror a clip but not among the extras")
-    return np.array([column[name] for name in other])
-
-
 def validation_clips(
-    cache: ClipCache, count: int, frames: int, *, seed: int = 0
+    cache: ClipCache, count: int, frames: int, *, stride: int = 1, seed: int = 0
 ) -> Iterable[tuple[NDArray[np.int64], NDArray[np.int64]]]:
-    """Index (1, T) and episode (1,) of ``count`` fixed clips, spread evenly over the episodes."""
+    """Index (1, T) and episode (1,) of ``count`` fixed clips, spread evenly over the episodes.
+
+    Raises:
+        ValueError: if no episode is long enough.
+    """
     rng = np.random.default_rng(seed)
     lengths = np.diff(cache.first)
-    eligible = np.flatnonzero(lengths >= frames)
+    offsets = stride * np.arange(frames)
+    eligible = np.flatnonzero(lengths > offsets[-1])
+    if not len(eligible):
+        raise ValueError(f"no held-out episode has the {offsets[-1] + 1} frames of a clip")
     for episode in eligible[np.linspace(0, len(eligible) - 1, count).astype(int)]:
-        start = cache.first[episode] + rng.integers(0, lengths[episode] - frames + 1)
-        yield start + np.arange(frames)[None], np.array([episode])
+        start = cache.first[episode] + rng.integers(0, lengths[episode] - offsets[-1])
+        yield start + offsets[None], np.array([episode])

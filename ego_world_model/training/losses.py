@@ -28,7 +28,7 @@ class RegionWeights:
         """Classes (B, T, H, W), frame 0 the reference → weights (B, T-1, H, W), mean 1."""
         now, before = masks[:, 1:], masks[:, :1]
         moving = (now >= 1) & (now <= 5)
-        weight = torch.ones(now.shape)
+        weight = torch.ones(now.shape, device=masks.device)
         weight += self.hand * ((now == 1) | (now == 2))
         weight += self.arm * ((now == 3) | (now == 4))
         weight += self.object * (now == 5)
@@ -50,6 +50,9 @@ def pixel_loss(predicted: Tensor, target: Tensor, weight: Tensor) -> Tensor:
 
 
 def latent_loss(predicted: Tensor, target: Tensor, weight: Tensor) -> Tensor:
-    """Weighted squared error of latents (B, C, T, h, w), pixel weights (B, T, H, W)."""
-    cells = F.adaptive_avg_pool2d(weight, predicted.shape[-2:])[:, None]
+    """Weighted squared error of latents (B, C, t, h, w), pixel weights (B, T, H, W).
+
+    A latent that stands for several frames takes the mean of their weights.
+    """
+    cells = F.adaptive_avg_pool3d(weight[:, None], predicted.shape[-3:])
     return (cells * (predicted - target).square()).mean()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ego_world_model.training.clips import ClipBatch, ClipCache, ClipSampler
@@ -21,15 +20,17 @@ from ego_world_model.training.config import (
     Stage,
     WorldModelTraining,
 )
-from ego_world_model.training.loop import Trainer
+from ego_world_model.training.display import Report
+from ego_world_model.training.judge import Judge
+from ego_world_model.training.loop import Trainer, process_rng
 from ego_world_model.training.objectives import AutoencoderObjective, WorldModelObjective
-from ego_world_model.training.validation import Validation
-from ego_world_model.world_model.checkpoint import PartSpec, WorldModelConfig
+from ego_world_model.training.processes import processes
+from ego_world_model.training.start import checkpoint_config, new_model
+from ego_world_model.training.validation import Validation, save_picture
+from ego_world_model.training.windows import WindowCache, WindowSampler, window_starts
+from ego_world_model.world_model.checkpoint import PartSpec
 from ego_world_model.world_model.model import WorldModel
 from ego_world_model.world_model.parts import build_autoencoder
-from ego_world_model.world_model.sampler import flow_sigmas, sample
-
-Report = Callable[[str], None]
 
 
 class _Episodes:
@@ -47,7 +48,9 @@ class _Episodes:
         return self.reader.episode(index)
 
 
-def open_caches(data: DataSettings, folder: Path, report: Report) -> tuple[ClipCache, ClipCache]:
+def open_caches(
+    data: DataSettings, folder: Path, report: Report, *, masks: bool = True
+) -> tuple[ClipCache, ClipCache]:
     """Training and validation frames, unpacked under ``folder`` the first time."""
     caches = []
     for split, root in (("train", data.train), ("validation", data.validation)):
@@ -56,31 +59,42 @@ def open_caches(data: DataSettings, folder: Path, report: Report) -> tuple[ClipC
             if done % 100 == 0 or done == total:
                 report(f"unpacked {done}/{total} {split} episodes")
 
-        caches.append(
-            ClipCache.build(
-                _Episodes(root),
-                folder / split,
-                width=data.width,
-                height=data.height,
-                extra_slots=data.extra_slots,
-                report=progress,
+        with processes().main_process_first():
+            caches.append(
+                ClipCache.build(
+                    _Episodes(root),
+                    folder / split,
+                    width=data.width,
+                    height=data.height,
+                    extra_slots=data.extra_slots,
+                    masks=masks,
+                    report=progress,
+                )
             )
-        )
     return caches[0], caches[1]
 
 
+def _stage(stages: Sequence[Stage], progress: float) -> Stage:
+    """The first stage that reaches beyond the progress."""
+    return next(s for s in stages if progress < s.until or s is stages[-1])
+
+
 def _batches(sampler: ClipSampler, stages: Sequence[Stage]) -> Callable[[float], ClipBatch]:
-    """The batch drawer of a run: the first stage that reaches beyond the progress applies."""
-    if not stages or stages[-1].until < 1:
-        raise ValueError("stages must end with one that lasts until 1.0")
+    """The batch drawer of a run on frames."""
+    _check_stages(stages)
 
     def draw(progress: float) -> ClipBatch:
-        stage = next(s for s in stages if progress < s.until or s is stages[-1])
+        stage = _stage(stages, progress)
         return sampler.sample(
             stage.batch, stage.frames, max_stride=stage.max_stride, carried=stage.carried
         )
 
     return draw
+
+
+def _check_stages(stages: Sequence[Stage]) -> None:
+    if not stages or stages[-1].until < 1:
+        raise ValueError("stages must end with one that lasts until 1.0")
 
 
 def train_autoencoder(
@@ -92,9 +106,10 @@ def train_autoencoder(
         folder: of the run; an unfinished run there is resumed.
         cache: where unpacked frames are kept; several runs may share it.
     """
+    report = _main_only(report)
     train, held_out = open_caches(config.data, cache or folder / "cache", report)
     torch.manual_seed(config.loop.seed)
-    rng = np.random.default_rng(config.loop.seed)
+    rng = process_rng(config.loop.seed)
     sampler = ClipSampler(train, rng, augmentation=config.augmentation)
     autoencoder = build_autoencoder(config.autoencoder.name, **config.autoencoder.kwargs)
     objective = AutoencoderObjective(autoencoder, config.weights, latent_noise=config.latent_noise)
@@ -102,14 +117,20 @@ def train_autoencoder(
     validation = Validation(held_out, config.validation.clips, config.stages[-1].frames)
 
     def predict(clip: ClipBatch) -> Tensor:
-        with trainer.accelerator.autocast():
+        clip = clip.to(trainer.device)
+        with trainer.autocast():
             latents = autoencoder.encode(clip.video.transpose(1, 2))
-            return autoencoder.decode(latents, clip.reference).transpose(1, 2).float()
+            video = autoencoder.decode(latents, clip.reference)
+        return video.transpose(1, 2).float().cpu()
 
     def validate(step: int, progress: float) -> dict[str, Any]:
-        validation.strips(predict, folder / "strips" / f"{step:06d}.png")
-        _export_autoencoder(autoencoder, config.autoencoder, folder)
-        return validation.scores(predict)
+        videos = validation.run(predict)
+        strips = validation.strips(videos)
+        trainer.display.picture("strips", strips, step)
+        if processes().is_main_process:
+            save_picture(strips, folder / "strips" / f"{step:06d}.png")
+            _export_autoencoder(autoencoder, config.autoencoder, folder)
+        return validation.scores(videos)
 
     trainer = Trainer(
         objective,
@@ -141,35 +162,49 @@ def train_world_model(
     """Train control and backbone on a trained autoencoder; returns the checkpoint folder.
 
     Args:
-        autoencoder: folder written by ``train_autoencoder``; None where the config names ``init``.
+        autoencoder: folder written by ``train_autoencoder``; None where the config names ``init``
+            or an ``autoencoder`` with a base.
         folder: of the run; an unfinished run there is resumed. ``folder/checkpoint`` holds the
             averaged weights of the latest validation, ready for ``WorldModel.from_pretrained``.
-        cache: where unpacked frames are kept; several runs may share it.
+        cache: where unpacked frames and windows are kept; several runs may share it.
     """
-    train, held_out = open_caches(config.data, cache or folder / "cache", report)
+    report = _main_only(report)
+    cache = cache or folder / "cache"
+    train, held_out = open_caches(config.data, cache, report, masks=config.weights is not None)
     torch.manual_seed(config.loop.seed)
-    rng = np.random.default_rng(config.loop.seed)
-    sampler = ClipSampler(train, rng, augmentation=config.augmentation)
-    model = _new_model(config, train.fps, autoencoder)
+    stride = config.windows.stride if config.windows else 1
+    declared = checkpoint_config(config, train.fps / stride, autoencoder)
+    model = new_model(config, declared, autoencoder)
     objective = WorldModelObjective(
         model.control,
         model.backbone,
         model.autoencoder,
         config.weights,
         config.noise,
+        loss=config.loss,
+        reference_weight=config.reference_weight,
         pixel_frames=config.pixel_frames,
         pixel_weight=config.pixel_weight,
         decoder_from=config.decoder_from,
     )
+    model.autoencoder.to(processes().device)  # unless it trains, no one else moves it
     sizes = ", ".join(f"{name} {_millions(part)}" for name, part in model.parts.items())
-    report(f"world model: {sizes} parameters, {len(train)} episodes")
-    judge = _Judge(config, model, objective, held_out, folder)
+    trained = sum(p.numel() for p in objective.parameters() if p.requires_grad)
+    report(
+        f"world model: {sizes} parameters, {trained / 1e6:.2f} M of them trained, "
+        f"{len(train)} episodes"
+    )
+    validation = Validation(held_out, config.validation.clips, config.num_frames, stride=stride)
+    rng = process_rng(config.loop.seed)
+    windows, known = _open_windows(config, model, train, validation, cache, report)
+    judge = Judge(config, declared, model, validation, known, folder)
     trainer = Trainer(
         objective,
-        _batches(sampler, config.stages),
+        _drawer(config, train, windows, rng),
         rng,
         folder,
         config.loop,
+        skips_parameters=config.pixel_weight > 0,  # the decoder trains only late in the run
         validate=judge,
         report=report,
     )
@@ -178,92 +213,48 @@ def train_world_model(
     return folder / "checkpoint"
 
 
-def _new_model(config: WorldModelTraining, fps: float, autoencoder: Path | None) -> WorldModel:
-    """A world model around a trained autoencoder; otherwise untrained, or with init's weights."""
-    start = WorldModel.from_pretrained(config.init) if config.init else None
-    if start is not None:
-        spec = start.config.autoencoder
-    elif autoencoder is not None:
-        spec = PartSpec(**json.loads((autoencoder / "autoencoder.json").read_text()))
-    else:
-        raise ValueError("give a trained autoencoder, or init in the training config")
-    model = WorldModel(
-        WorldModelConfig(
-            fps=fps,
-            num_frames=config.num_frames,
-            height=config.data.height,
-            width=config.data.width,
-            extra_slots=config.data.extra_slots,
-            autoencoder=spec,
-            backbone=config.backbone,
-            control=config.control,
-            steps=config.steps,
-            shift=config.shift,
-        )
+def _open_windows(
+    config: WorldModelTraining,
+    model: WorldModel,
+    train: ClipCache,
+    validation: Validation,
+    folder: Path,
+    report: Report,
+) -> tuple[WindowCache, WindowCache] | tuple[None, None]:
+    """Windows of the training data and of the validation clips, if the config asks for any."""
+    if config.windows is None:
+        return None, None
+    starts = window_starts(train, config.num_frames, config.windows)
+    index = starts[:, None] + config.windows.stride * np.arange(config.num_frames)
+    shared = {
+        "autoencoder": model.autoencoder,
+        "encoders": config.encoders and config.encoders.relative_to(Path.cwd()),
+        "report": report,
+    }
+    return (
+        WindowCache.build(train, index, folder / "train_windows", **shared),
+        WindowCache.build(
+            validation.cache, validation.index, folder / "validation_windows", **shared
+        ),
     )
-    if start is None:
-        model.autoencoder.load_state_dict(load_file(autoencoder / "autoencoder.safetensors"))
-        return model
-    for name, part in model.parts.items():
-        try:
-            part.load_state_dict(start.parts[name].state_dict())
-        except RuntimeError as error:
-            raise ValueError(f"init {config.init}: its {name} is another one: {error}") from error
-    return model
 
 
-class _Judge:
-    """Validation of a world-model run: scores, baselines now and then, strips, checkpoint."""
+def _drawer(
+    config: WorldModelTraining,
+    train: ClipCache,
+    windows: WindowCache | None,
+    rng: np.random.Generator,
+) -> Callable[[float], ClipBatch]:
+    """What draws the batches of a run, from frames or from windows."""
+    if windows is None:
+        return _batches(ClipSampler(train, rng, augmentation=config.augmentation), config.stages)
+    _check_stages(config.stages)
+    sampler = WindowSampler(windows, rng, augmentation=config.augmentation)
+    return lambda progress: sampler.sample(_stage(config.stages, progress).batch)
 
-    trainer: Trainer
 
-    def __init__(
-        self,
-        config: WorldModelTraining,
-        model: WorldModel,
-        objective: WorldModelObjective,
-        cache: ClipCache,
-        folder: Path,
-    ) -> None:
-        self.config, self.model, self.objective, self.folder = config, model, objective, folder
-        self.validation = Validation(cache, config.validation.clips, config.num_frames)
-        self.checkpoint = folder / "checkpoint"
-        self.calls = 0
-
-    def __call__(self, step: int, progress: float) -> dict[str, Any]:
-        numbers = self.validation.scores(self.predict)
-        if self.calls % self.config.validation.baselines_every == 0 or progress >= 1:
-            numbers |= self.validation.baselines(self.predict)
-        self.calls += 1
-        self.validation.strips(self.predict, self.folder / "strips" / f"{step:06d}.png")
-        self.model.metadata = {
-            "steps": step,
-            "minutes": round(self.trainer.elapsed / 60, 1),
-            "validation": {name: round(value, 3) for name, value in numbers.items()},
-        }
-        self._save()
-        return numbers
-
-    def _save(self) -> None:
-        """Replace the checkpoint in one stroke: whoever reads it meanwhile gets a whole one."""
-        fresh, old = self.folder / "checkpoint.new", self.folder / "checkpoint.old"
-        shutil.rmtree(fresh, ignore_errors=True)
-        self.model.save_pretrained(fresh)
-        if self.checkpoint.exists():
-            self.checkpoint.rename(old)
-        fresh.rename(self.checkpoint)
-        shutil.rmtree(old, ignore_errors=True)
-
-    def predict(self, clip: ClipBatch) -> Tensor:
-        """(1, T, 3, H, W) with the checkpoint's default sampling."""
-        noise_rng = torch.Generator().manual_seed(0)
-        with self.trainer.accelerator.autocast():
-            reference = self.model.autoencoder.encode_reference(clip.reference)
-            condition = self.objective.condition(clip, reference)
-            noise = torch.randn(condition.motion.shape, generator=noise_rng)
-            sigmas = flow_sigmas(self.config.steps, self.config.shift)
-            latents = sample(self.model.backbone, condition, noise, sigmas)
-            return self.model.autoencoder.decode(latents, clip.reference).transpose(1, 2).float()
+def _main_only(report: Report) -> Report:
+    return report if processes().is_main_process else lambda line: None
 
 
 def _millions(module: nn.Module) -> str:

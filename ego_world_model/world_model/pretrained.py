@@ -6,6 +6,7 @@ the folder of the base; ``stored_state`` and ``load_stored_state`` are how the c
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,26 @@ def widen_input(conv: nn.Conv2d | nn.Conv3d, channels: int) -> nn.Conv2d | nn.Co
     return wide
 
 
+def in_own_dtype(layer: nn.Module, outside: Callable[[], torch.dtype]) -> nn.Module:
+    """Let a layer compute in the dtype of its weights and answer in the one that others expect.
+
+    An input layer that is trained in float32 so fits a base in bfloat16.
+
+    Args:
+        outside: dtype of the layers that read the answer.
+    """
+
+    def enter(module: nn.Module, arguments: tuple[Tensor]) -> tuple[Tensor]:
+        return (arguments[0].to(module.weight.dtype),)
+
+    def leave(module: nn.Module, arguments: tuple[Tensor], output: Tensor) -> Tensor:
+        return output if module.weight.dtype == outside() else output.to(outside())
+
+    layer.register_forward_pre_hook(enter)
+    layer.register_forward_hook(leave)
+    return layer
+
+
 def add_lora(model: nn.Module, targets: list[str], rank: int, alpha: float | None = None) -> None:
     """Add LoRA layers to the linear layers whose names end in ``targets``; they start at zero."""
     from peft import LoraConfig
@@ -101,10 +122,15 @@ class PretrainedPart(nn.Module):
 
     def stored_state(self) -> dict[str, Tensor]:
         """What belongs into our checkpoint; empty when the base holds all."""
-        state = self.state_dict()
-        if self.base is None:
-            return state
-        return {k: v for k, v in state.items() if ".lora_" in k or k.startswith(self.trained)}
+        return {k: v for k, v in self.state_dict().items() if self._is_ours(k)}
+
+    def train_on_top(self) -> None:
+        """Let exactly what our checkpoint stores be trained, and freeze what the base holds."""
+        for name, parameter in self.named_parameters():
+            parameter.requires_grad_(self._is_ours(name))
+
+    def _is_ours(self, name: str) -> bool:
+        return self.base is None or ".lora_" in name or name.startswith(self.trained)
 
     def load_stored_state(self, tensors: dict[str, Tensor]) -> None:
         """Read back ``stored_state``.

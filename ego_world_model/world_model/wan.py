@@ -16,6 +16,7 @@ from ego_world_model.world_model.backbones import Condition
 from ego_world_model.world_model.pretrained import (
     PretrainedPart,
     add_lora,
+    in_own_dtype,
     load_base,
     widen_input,
 )
@@ -119,18 +120,25 @@ class WanI2VBackbone(PretrainedPart):
             channels = {"in_channels": base_channels, "out_channels": latent_channels}
             self.transformer = WanTransformer3DModel(**(settings or {}), **channels)
         inputs = base_channels + geometry_channels
-        self.transformer.patch_embedding = widen_input(self.transformer.patch_embedding, inputs)
+        wide = widen_input(self.transformer.patch_embedding, inputs)
+        self.transformer.patch_embedding = in_own_dtype(wide, lambda: self.dtype)
         self.transformer.register_to_config(in_channels=inputs)
         if lora:
             options = {"targets": LORA_TARGETS} | lora
             add_lora(self.transformer, **options)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """That of the base's layers; what is trained on top may be in float32 beside them."""
+        # A layer that no LoRA of ours and no layerwise casting touches.
+        return self.transformer.condition_embedder.text_embedder.linear_1.weight.dtype
 
     def forward(self, noisy: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
         """Noisy latents (B, C, t, h, w), noise level (B,) → clean latents (B, C, t, h, w)."""
         first = torch.zeros_like(noisy[:, :MASK_CHANNELS])
         first[:, :, 0] = 1
         inputs = torch.cat([noisy, first, condition.motion, condition.geometry], dim=1)
-        config, dtype = self.transformer.config, self.transformer.dtype
+        config, dtype = self.transformer.config, self.dtype
         text = condition.text
         if text is None:
             text = inputs.new_zeros(len(noisy), TEXT_TOKENS, config.text_dim)
