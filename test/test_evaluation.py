@@ -4,82 +4,30 @@ Weights are random, so nothing here says how good a model is; the tests pin that
 measured on the right frames, that truth scores perfectly, and that reports come out whole.
 """
 
-import json
-
 import numpy as np
 import pytest
-import synthetic_scenes
-import torch
+import small_evaluation
 
-from ego_world_model.data import DatasetReader, DatasetWriter
+from ego_world_model.data import DatasetReader
 from ego_world_model.evaluation import metrics
-from ego_world_model.evaluation.benchmark import METHODS, Benchmark, Judge, summarize
+from ego_world_model.evaluation.benchmark import METHODS, Benchmark
 from ego_world_model.evaluation.clips import command, evaluation_clips, frozen
+from ego_world_model.evaluation.judge import Judge
 from ego_world_model.evaluation.moved_object import moved_object
-from ego_world_model.evaluation.report import Evaluation, write_report
+from ego_world_model.evaluation.sharpness import energy_ratio, gradient_energy
+from ego_world_model.evaluation.summary import summarize
 from ego_world_model.hands import EXTRA_SLOTS
-from ego_world_model.perception import EstimatorConfig, FramePrediction, KeypointEstimator
-from ego_world_model.perception.labels import class_labels, visible_joints
 from ego_world_model.world_model import WorldModel
-from ego_world_model.world_model.checkpoint import PartSpec, WorldModelConfig
 
 
 @pytest.fixture(scope="module")
 def model() -> WorldModel:
-    torch.manual_seed(0)
-    config = WorldModelConfig(
-        fps=10,
-        num_frames=9,
-        height=96,
-        width=128,
-        extra_slots=EXTRA_SLOTS,
-        autoencoder=PartSpec(name="frame", kwargs={"latent_channels": 4, "channels": [8, 16, 16]}),
-        backbone=PartSpec(
-            name="wan",
-            kwargs={
-                "latent_channels": 4,
-                "channels": 32,
-                "transformer": {"num_layers": 1, "num_attention_heads": 2, "ffn_dim": 64},
-            },
-        ),
-    )
-    return WorldModel(config).eval()
+    return small_evaluation.world_model()
 
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory) -> DatasetReader:
-    root = tmp_path_factory.mktemp("drawn")
-    first = synthetic_scenes.episode(0)
-    with DatasetWriter(
-        root,
-        embodiment=first.embodiment,
-        fps=first.fps,
-        camera=first.camera,
-        joint_names=first.joint_names,
-        slot_names=first.slot_names,
-        image_storage="image",
-        depth=False,
-        split="test",
-    ) as writer:
-        for seed in range(3):
-            writer.write(synthetic_scenes.episode(seed))
-    return DatasetReader(root)
-
-
-class Oracle(KeypointEstimator):
-    """Reads the truth of one clip off its true frames, and nothing off any other frame."""
-
-    def __init__(self, clip) -> None:
-        super().__init__(EstimatorConfig(synthetic_scenes.SLOTS, channels=(16, 16)))
-        slots = list(self.config.slot_numbers)
-        pixels, _ = visible_joints(clip.hand_positions, clip.hand_valid, clip.masks, clip.camera)
-        self.clip, self.pixels = clip, pixels[:, slots]
-
-    def __call__(self, frames, *, batch_size: int = 32) -> FramePrediction:
-        same = np.array([(frames[k] == self.clip.images[1 + k]).all() for k in range(len(frames))])
-        pixels = np.where(same[:, None, None], self.pixels[1:], np.float32(0))
-        classes = class_labels(self.clip.masks[1:]) * same[:, None, None].astype(np.uint8)
-        return FramePrediction(pixels, np.ones(pixels.shape[:2], np.float32), classes)
+    return small_evaluation.write_dataset(tmp_path_factory.mktemp("drawn"))
 
 
 def test_clips_are_spread_and_repeatable(dataset, model):
@@ -113,12 +61,45 @@ def test_clips_at_another_rate_and_size(dataset, model):
 
 def test_truth_is_perfect_and_a_lost_hand_is_not(dataset, model):
     clip = next(evaluation_clips(dataset, model.config, 1))
-    judge = Judge(clip, Oracle(clip))
+    judge = Judge(clip, small_evaluation.Oracle(clip))
     scores, errors = judge(clip.images[1:])
-    assert scores["hand_iou"] == 1 and scores["control_error_px"] == pytest.approx(0, abs=1e-4)
-    assert len(errors["all"]) >= len(errors["moving"])
+    assert scores["hand_iou"] == 1
+    for metric in ("control_error_px", "control_error_mm", "pa_mpjpe_mm"):
+        assert scores[metric] == pytest.approx(0, abs=1e-3)
+    assert len(errors["all"]["px"]) >= len(errors["moving"]["px"])
+    assert all(len(units["px"]) == len(units["mm"]) for units in errors.values())
     lost, _ = judge(clip.images[1:] // 2)
     assert lost["hand_iou"] == 0 and lost["control_error_px"] > 20
+
+
+def test_a_displaced_hand_is_wrong_in_millimetres_but_right_in_shape(dataset, model):
+    clip = next(evaluation_clips(dataset, model.config, 1))
+    scores, _ = Judge(clip, small_evaluation.Oracle(clip, offset=(3, 4)))(clip.images[1:])
+    assert scores["control_error_px"] == pytest.approx(5, abs=1e-3)
+    assert scores["control_error_mm"] == pytest.approx(5 * small_evaluation.MM_PER_PX, abs=1e-2)
+    assert scores["pa_mpjpe_mm"] == pytest.approx(0, abs=1e-2)
+
+
+def test_gradient_energy_tells_blur_that_psnr_prefers():
+    rng = np.random.default_rng(0)
+    truth = rng.integers(0, 255, (4, 32, 32, 3)).astype(np.uint8)
+    half = np.zeros((4, 32, 32), bool)
+    half[:, :, 8:24] = True
+    moved = np.roll(truth, 1, axis=2)
+    blurred = np.full_like(truth, truth.mean().round())
+    assert metrics.psnr(blurred, truth) > metrics.psnr(moved, truth)
+    energy = {name: gradient_energy(v) for name, v in (("t", truth), ("m", moved), ("b", blurred))}
+    for region in (None, half):
+        assert energy_ratio(energy["t"], energy["t"], region) == 1
+        assert energy_ratio(energy["m"], energy["t"], region) == pytest.approx(1, abs=0.1)
+        assert energy_ratio(energy["b"], energy["t"], region) == 0
+    assert np.isnan(energy_ratio(energy["t"], energy["b"]))
+    assert np.isnan(energy_ratio(energy["t"], energy["t"], ~half & half))
+    ramp = np.zeros((1, 9, 9, 3), np.uint8) + np.arange(0, 27, 3, dtype=np.uint8)[:, None]
+    # Three levels per pixel, squared, whatever the next frame shows.
+    both = np.concatenate([ramp, np.zeros_like(ramp)])
+    assert gradient_energy(both)[0, 4, 4] == pytest.approx(9, rel=1e-4)
+    assert not gradient_energy(both)[1].any()
 
 
 def test_only_a_moved_object_is_judged():
@@ -150,32 +131,27 @@ def test_commands_carry_the_slots_a_model_reads(dataset, model):
     assert (held.positions == plain.positions[0]).all() and held.duration == plain.duration
 
 
-def test_benchmark_and_report_come_out_whole(dataset, model, tmp_path):
+def test_benchmark_measures_every_method_on_the_right_frames(dataset, model):
     clips = list(evaluation_clips(dataset, model.config, 3))
-    estimator = KeypointEstimator(EstimatorConfig(synthetic_scenes.SLOTS, channels=(16, 16)))
-    results = list(Benchmark(model, estimator).run(clips))
+    results = list(Benchmark(model, small_evaluation.estimator()).run(clips))
     assert len(results) == 3
     for clip, result in zip(clips, results, strict=True):
         copy = np.repeat(clip.images[:1], 9, axis=0)
         hand = metrics.regions(clip.masks[0], clip.masks[1:])["hand"]
-        expected = metrics.psnr(copy[1:], clip.images[1:], hand)
-        assert result.scores["copy_first"]["hand_psnr"] == expected
-        assert result.scores["copy_first"]["background_psnr"] == metrics.PSNR_CAP
+        scores = result.scores["copy_first"]
+        assert scores["hand_psnr"] == metrics.psnr(copy[1:], clip.images[1:], hand)
+        assert scores["background_psnr"] == metrics.PSNR_CAP
+        last = metrics.psnr(copy[-1], clip.images[-1], hand[-1])
+        assert result.over_time["copy_first"].shape == (8,)
+        assert result.over_time["copy_first"][-1] == last
+        for metric in ("psnr", "ssim", "l1", "st_ssim", "gmsd_t", "gradient_energy"):
+            assert all(f"{region}_{metric}" in scores for region in ("all", "hand", "hand_object"))
         assert set(result.frames) == {"truth", *METHODS}
     gain = summarize(results)["model"]["hand_psnr_above_copy_first"]
     assert gain.n == 3 and gain.low <= gain.mean <= gain.high
-    evaluation = Evaluation({"model": "small"}, results)
-    write_report(evaluation, tmp_path, strips=1)
-    document = json.loads((tmp_path / "results.json").read_text())
-    assert document["methods"]["truth"]["hand_iou"]["n"] == 3
-    assert {c["name"] for c in document["floor"]} == {c.name for c in evaluation.floor()}
-    text = (tmp_path / "report.md").read_text()
-    assert "hand PSNR" in text and "strips/worst_0.png" in text
-    assert (tmp_path / "strips" / "best_0.png").stat().st_size > 1000
 
 
 def test_two_clips_are_needed_for_shuffled_joints(model, dataset):
     clips = list(evaluation_clips(dataset, model.config, 1))
-    estimator = KeypointEstimator(EstimatorConfig(synthetic_scenes.SLOTS, channels=(16, 16)))
     with pytest.raises(ValueError, match="at least 2 clips"):
-        next(Benchmark(model, estimator).run(clips))
+        next(Benchmark(model, small_evaluation.estimator()).run(clips))

@@ -20,7 +20,7 @@ from ego_world_model.data.schema import Episode
 from ego_world_model.evaluation import metrics
 from ego_world_model.evaluation.clips import ClipFormat, command, frozen
 from ego_world_model.evaluation.judge import Judge
-from ego_world_model.evaluation.sharpness import gradient_energy_ratio
+from ego_world_model.evaluation.sharpness import energy_ratio, gradient_energy
 from ego_world_model.evaluation.subsets import HEAVY, occlusion
 from ego_world_model.evaluation.temporal import gmsd_t, motion_direction, st_ssim
 from ego_world_model.hands import HandTrajectory
@@ -184,14 +184,15 @@ def region_scores(
     frames: NDArray[np.uint8], truth: NDArray[np.uint8], regions: dict[str, NDArray[np.bool_]]
 ) -> dict[str, float]:
     """``{region}_{l1, psnr, ssim, gradient_energy}`` of frames (T, H, W, 3) in every region
-    (T, H, W); the gradient energy is that of the truth's, see ``sharpness``."""
+    (T, H, W); the gradient energy is a share of the truth's, see ``sharpness``."""
     similarity = metrics.ssim_map(frames, truth)
+    energy, true_energy = gradient_energy(frames), gradient_energy(truth)
     scores = {}
     for name, region in regions.items():
         scores[f"{name}_l1"] = metrics.l1(frames, truth, region)
         scores[f"{name}_psnr"] = metrics.psnr(frames, truth, region)
         scores[f"{name}_ssim"] = metrics.pooled(similarity, region)
-        scores[f"{name}_gradient_energy"] = gradient_energy_ratio(frames, truth, region)
+        scores[f"{name}_gradient_energy"] = energy_ratio(energy, true_energy, region)
     return scores
 
 

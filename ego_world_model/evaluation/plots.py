@@ -6,7 +6,7 @@ Pillow is a dependency already; what reports need (two kinds of plot) does not w
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,7 +20,7 @@ COLOURS = ((200, 60, 40), (40, 110, 200), (50, 150, 80), (150, 90, 180), (120, 1
 
 PANEL = (420, 300)
 """Pixels of one panel of a figure."""
-_LEFT, _RIGHT, _TOP, _BOTTOM = 58, 16, 34, 46
+_LEFT, _RIGHT, _TOP, _BOTTOM = 58, 24, 38, 46
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +89,6 @@ def interval_figure(rows: Mapping[str, Mapping[str, Estimate]]) -> NDArray[np.ui
 
 
 def _panel(panel: Panel) -> Image.Image:
-    """One panel at twice its size and averaged down, so that lines are smooth."""
     image = Image.new("RGB", PANEL, WHITE)
     draw = ImageDraw.Draw(image, "RGBA")
     draw.text((_LEFT, 4), panel.title, fill=INK, font=_font(13))
@@ -134,7 +133,7 @@ def _panel(panel: Panel) -> Image.Image:
     return image
 
 
-def _bounds(values: Sequence[Estimate] | Mapping | object) -> tuple[float, float]:
+def _bounds(values: Iterable[Estimate]) -> tuple[float, float]:
     """Range of an axis that shows all intervals with a little room."""
     ends = [end for value in values for end in (value.low, value.mean, value.high)]
     low, high = min(ends, default=0.0), max(ends, default=1.0)
@@ -143,10 +142,10 @@ def _bounds(values: Sequence[Estimate] | Mapping | object) -> tuple[float, float
 
 
 def _ticks(low: float, high: float) -> NDArray[np.float64]:
-    """About five round numbers between the ends of an axis."""
-    rough = (high - low) / 5
+    """Three to seven round numbers between the ends of an axis."""
+    rough = (high - low) / 7
     power = 10.0 ** math.floor(math.log10(rough))
-    step = next(s * power for s in (1, 2, 5, 10) if s * power >= rough)
+    step = next(s * power for s in (1, 2, 2.5, 5, 10) if s * power >= rough)
     return np.arange(math.ceil(low / step), math.floor(high / step) + 1) * step
 
 

@@ -49,11 +49,11 @@ def write_report(evaluation: Evaluation, out: str | Path, *, strips: int = 4) ->
 def _write_plots(evaluation: Evaluation, out: Path) -> Pictures:
     """Intervals of the main metrics, and hand PSNR over time."""
     several = len(evaluation.models) > 1
-    rows: dict[str, dict] = {METRICS[metric][0]: {} for metric in COMPARED}
+    rows: dict[str, dict] = {METRICS[metric].name: {} for metric in COMPARED}
     for name, model in evaluation.models.items():
         parts = {part: summarize(subset(model.clips, part)) for part in SUBSETS}
         for metric in COMPARED:
-            row = rows[METRICS[metric][0]]
+            row = rows[METRICS[metric].name]
             for part, summary in parts.items():
                 if metric in summary.get("model", {}):
                     label = f"{name}, {part}" if several else f"model, {part}"
@@ -63,7 +63,7 @@ def _write_plots(evaluation: Evaluation, out: Path) -> Pictures:
     for metric in COMPARED:
         for method in ("copy_first", "truth"):
             if metric in whole[method]:
-                rows[METRICS[metric][0]][method] = whole[method][metric]
+                rows[METRICS[metric].name][f"{method}, all"] = whole[method][metric]
     write_png(out / "plots/intervals.png", interval_figure(rows))
     if several:
         lines = {name: over_time(model.clips) for name, model in evaluation.models.items()}
@@ -84,7 +84,7 @@ def _write_plots(evaluation: Evaluation, out: Path) -> Pictures:
 def _write_study_plot(study: Study, out: Path, prefix: str) -> tuple[str, str]:
     panels = [
         Panel(
-            title=METRICS[metric][0],
+            title=METRICS[metric].name,
             x_label=study.setting,
             x=study.settings,
             lines={metric: [study.mean(setting, metric) for setting in study.settings]},

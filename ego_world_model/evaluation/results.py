@@ -85,7 +85,8 @@ class Evaluation:
         document = {
             "about": self.about,
             "models": {name: _model_document(model) for name, model in self.models.items()},
-            f"differences_to_{names[0]}": differences,
+            "compared_with": names[0] if differences else None,
+            "differences": differences,
         }
         return _plain(document)
 

@@ -93,8 +93,7 @@ def write_study_strip(study: Study, out: Path, *, prefix: str = "") -> list[tupl
         return []
     clip = ranked[len(ranked) // 2]
     file = f"strips/{prefix}{study.name}.png"
-    videos = {name if name == "truth" else f"{name}": v for name, v in clip.frames.items()}
-    write_png(out / file, video_strip(videos))
+    write_png(out / file, video_strip(clip.frames))
     place = f"episode {clip.episode}, frame {clip.first_frame}"
     return [(f"{study.title}, median clip ({place}); rows: {study.setting}", file)]
 

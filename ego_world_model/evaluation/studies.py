@@ -1,7 +1,7 @@
 """Studies of one model on the same clips: with joints hidden, and with fewer denoising steps.
 
 Both end in the same table: a row for each setting, and the difference to a base setting within each
-clip. The metrics are those of the benchmark, in the hand regions only.
+clip. The metrics are those of the benchmark.
 """
 
 from __future__ import annotations
@@ -28,12 +28,13 @@ from ego_world_model.perception import KeypointEstimator
 METRICS = (
     "hand_psnr",
     "hand_object_psnr",
+    "background_psnr",
     "hand_gradient_energy",
     "hand_iou",
     "control_error_px",
     "control_error_mm",
 )
-REGIONS = ("hand", "hand_object")
+REGIONS = ("hand", "hand_object", "background")
 
 FEW_STEPS, MANY_STEPS = 4, 20
 """Denoising steps whose quality ``few_steps_checks`` compares."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from ego_world_model.evaluation.benchmark import METHODS, ClipResult
 from ego_world_model.evaluation.distribution import Distance
@@ -28,40 +29,60 @@ from ego_world_model.evaluation.summary import (
     summarize,
 )
 
-METRICS: dict[str, tuple[str, int]] = {
-    "hand_psnr": ("hand PSNR (dB)", 2),
-    "hand_object_psnr": ("hand-object PSNR (dB)", 2),
-    "changed_psnr": ("changed PSNR (dB)", 2),
-    "arms_psnr": ("arms PSNR (dB)", 2),
-    "object_psnr": ("object PSNR (dB)", 2),
-    "background_psnr": ("background PSNR (dB)", 2),
-    "all_psnr": ("frame PSNR (dB)", 2),
-    "hand_ssim": ("hand SSIM", 3),
-    "hand_object_ssim": ("hand-object SSIM", 3),
-    "all_ssim": ("frame SSIM", 3),
-    "hand_st_ssim": ("hand ST-SSIM", 3),
-    "hand_object_st_ssim": ("hand-object ST-SSIM", 3),
-    "all_st_ssim": ("frame ST-SSIM", 3),
-    "hand_gmsd_t": ("hand GMSD-T ↓", 3),
-    "hand_object_gmsd_t": ("hand-object GMSD-T ↓", 3),
-    "all_gmsd_t": ("frame GMSD-T ↓", 3),
-    "hand_l1": ("hand L1 (levels) ↓", 2),
-    "hand_object_l1": ("hand-object L1 (levels) ↓", 2),
-    "all_l1": ("frame L1 (levels) ↓", 2),
-    "hand_gradient_energy": ("hand gradient energy (1: as true)", 2),
-    "hand_object_gradient_energy": ("hand-object gradient energy", 2),
-    "hand_iou": ("hand IoU", 3),
-    "arms_iou": ("arms IoU", 3),
-    "control_error_px": ("control error (px) ↓", 2),
-    "control_error_mm": ("control error (mm) ↓", 1),
-    "moving_control_error_px": ("control error, moving ≥ 8 px (px) ↓", 2),
-    "moving_control_error_mm": ("control error, moving ≥ 8 px (mm) ↓", 1),
-    "pa_mpjpe_mm": ("PA-MPJPE (mm) ↓", 1),
-    "object_iou": ("object IoU", 2),
-    "object_follows": ("object follows", 2),
-    "seconds": ("seconds ↓", 2),
+
+class Metric(NamedTuple):
+    """How a metric is written.
+
+    Attributes:
+        name: with its unit, in letters that every font has.
+        digits: decimals.
+        lower: whether less is better.
+    """
+
+    name: str
+    digits: int
+    lower: bool = False
+
+    @property
+    def heading(self) -> str:
+        """Name in a table."""
+        return f"{self.name} ↓" if self.lower else self.name
+
+
+METRICS: dict[str, Metric] = {
+    "hand_psnr": Metric("hand PSNR (dB)", 2),
+    "hand_object_psnr": Metric("hand-object PSNR (dB)", 2),
+    "changed_psnr": Metric("changed PSNR (dB)", 2),
+    "arms_psnr": Metric("arms PSNR (dB)", 2),
+    "object_psnr": Metric("object PSNR (dB)", 2),
+    "background_psnr": Metric("background PSNR (dB)", 2),
+    "all_psnr": Metric("frame PSNR (dB)", 2),
+    "hand_ssim": Metric("hand SSIM", 3),
+    "hand_object_ssim": Metric("hand-object SSIM", 3),
+    "all_ssim": Metric("frame SSIM", 3),
+    "hand_st_ssim": Metric("hand ST-SSIM", 3),
+    "hand_object_st_ssim": Metric("hand-object ST-SSIM", 3),
+    "all_st_ssim": Metric("frame ST-SSIM", 3),
+    "hand_gmsd_t": Metric("hand GMSD-T", 3, lower=True),
+    "hand_object_gmsd_t": Metric("hand-object GMSD-T", 3, lower=True),
+    "all_gmsd_t": Metric("frame GMSD-T", 3, lower=True),
+    "hand_l1": Metric("hand L1 (levels)", 2, lower=True),
+    "hand_object_l1": Metric("hand-object L1 (levels)", 2, lower=True),
+    "all_l1": Metric("frame L1 (levels)", 2, lower=True),
+    "hand_gradient_energy": Metric("hand gradient energy (1: as true)", 2),
+    "hand_object_gradient_energy": Metric("hand-object gradient energy", 2),
+    "hand_iou": Metric("hand IoU", 3),
+    "arms_iou": Metric("arms IoU", 3),
+    "control_error_px": Metric("control error (px)", 2, lower=True),
+    "control_error_mm": Metric("control error (mm)", 1, lower=True),
+    "moving_control_error_px": Metric("control error, moving (px)", 2, lower=True),
+    "moving_control_error_mm": Metric("control error, moving (mm)", 1, lower=True),
+    "pa_mpjpe_mm": Metric("PA-MPJPE (mm)", 1, lower=True),
+    "object_iou": Metric("object IoU", 2),
+    "object_follows": Metric("object follows", 2),
+    "seconds": Metric("seconds", 2, lower=True),
 }
-"""Heading and decimals of every metric, in the order of the main table; more is better, but ↓."""
+"""Every metric by the name of its score, in the order of the main table."""
 
 
 def cell(value: Estimate | None, digits: int = 2, *, signed: bool = False) -> str:
@@ -107,21 +128,21 @@ def comparison_tables(evaluation: Evaluation) -> list[str]:
     truth = summaries[0]["truth"]
     rows = [
         (
-            heading,
-            *(cell(summary["model"].get(metric), digits) for summary in summaries),
-            cell(truth.get(metric), digits),
+            METRICS[metric].heading,
+            *(cell(summary["model"].get(metric), METRICS[metric].digits) for summary in summaries),
+            cell(truth.get(metric), METRICS[metric].digits),
         )
-        for metric, (heading, digits) in METRICS.items()
+        for metric in METRICS
         if metric in summaries[0]["model"]
     ]
     lines = table("Models", ("", *names, "truth"), rows)
     for name in names[1:]:
         rows = []
         for metric in COMPARED:
-            heading, digits = METRICS[metric]
+            digits = METRICS[metric].digits
             parts = [model_difference(evaluation, name, metric, part) for part in SUBSETS]
             cells = [f"{cell(part, digits, signed=True)} (n = {part.n})" for part in parts]
-            rows.append((heading, *cells))
+            rows.append((METRICS[metric].heading, *cells))
         lines += table(f"{name} minus {names[0]}, within each clip", ("", *SUBSETS), rows)
     return lines
 
@@ -135,15 +156,15 @@ def table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> lis
 def _methods(clips: Sequence[ClipResult]) -> list[str]:
     summary = summarize(clips)
     rows = []
-    for metric, (heading, digits) in METRICS.items():
+    for metric, written in METRICS.items():
         values = [summary[row].get(metric) for row in ROWS]
         if any(values):
-            cells = [cell(value, digits) for value in values]
-            rows.append((heading, *cells, _count(values)))
+            cells = [cell(value, written.digits) for value in values]
+            rows.append((written.heading, *cells, _count(values)))
     return table("Methods (mean over clips [95 % interval])", ("", *ROWS, "n"), rows) + [
         "",
-        "`truth` is the estimator on the true frames: its own error. docs/evaluation.md defines "
-        "methods, regions and metrics.",
+        "`truth` is the estimator on the true frames: its own error. ↓: less is better. "
+        "docs/evaluation.md defines methods, regions and metrics.",
     ]
 
 
@@ -167,10 +188,11 @@ def _subsets(clips: Sequence[ClipResult]) -> list[str]:
     rows.append(("joints hidden", *(cell(value) for value in hidden)))
     for method in ("model", "truth"):
         for metric in COMPARED:
-            heading, digits = METRICS[metric]
+            written = METRICS[metric]
             values = [summarize(part).get(method, {}).get(metric) for part in parts]
             if any(values):
-                rows.append((f"{method}: {heading}", *(cell(value, digits) for value in values)))
+                cells = [cell(value, written.digits) for value in values]
+                rows.append((f"{method}: {written.heading}", *cells))
     for other in METHODS[1:]:
         gains = [difference(part, part, "hand_psnr", their_method=other) for part in parts]
         name = f"model − {other}: hand PSNR (dB)"
@@ -186,17 +208,17 @@ def _by_kind(clips: Sequence[ClipResult]) -> list[str]:
     for kind in sorted({clip.kind for clip in clips}):
         some = [clip for clip in clips if clip.kind == kind]
         scores = summarize(some)["model"]
-        cells = [cell(scores[metric], METRICS[metric][1]) for metric in metrics]
+        cells = [cell(scores[metric], METRICS[metric].digits) for metric in metrics]
         gain = cell(scores["hand_psnr_above_copy_first"], signed=True)
         rows.append((kind, str(len(some)), *cells, gain))
-    head = ("", "n", *(METRICS[m][0] for m in metrics), "hand PSNR − copy_first (dB)")
+    head = ("", "n", *(METRICS[m].heading for m in metrics), "hand PSNR − copy_first (dB)")
     return table("By task", head, rows)
 
 
 def _study(study: Study) -> list[str]:
-    head = (study.setting, *(METRICS[metric][0] for metric in study.metrics))
+    head = (study.setting, *(METRICS[metric].heading for metric in study.metrics))
     rows = [
-        (setting, *(cell(study.mean(setting, m), METRICS[m][1]) for m in study.metrics))
+        (setting, *(cell(study.mean(setting, m), METRICS[m].digits) for m in study.metrics))
         for setting in study.settings
     ]
     lines = table(f"{study.title} ({len(study.clips)} clips)", head, rows)
@@ -204,7 +226,7 @@ def _study(study: Study) -> list[str]:
         (
             setting,
             *(
-                cell(study.difference(setting, m), METRICS[m][1], signed=True)
+                cell(study.difference(setting, m), METRICS[m].digits, signed=True)
                 for m in study.metrics
             ),
         )
