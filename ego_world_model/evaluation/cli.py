@@ -63,6 +63,7 @@ def evaluate(
     ] = None,
     strips: Annotated[int, typer.Option(min=1, help="Strips of each kind.")] = 4,
     threads: Annotated[int, typer.Option(min=0, help="CPU threads of torch; 0: its choice.")] = 0,
+    device: Annotated[str, typer.Option(help="Where the world model runs: cpu, cuda, ...")] = "cpu",
     seed: Annotated[int, typer.Option(help="Seed of noise and hidden joints.")] = 0,
 ) -> None:
     """Measure world models on held-out episodes, beside copying, other or frozen joints."""
@@ -96,6 +97,7 @@ def evaluate(
         networks=networks,
         feature_metrics=tuple(feature_metric or ()),
         seed=seed,
+        device=device,
         track=_track,
     )
     results = run.evaluate(models)

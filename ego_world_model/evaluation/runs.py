@@ -53,6 +53,8 @@ class Run:
         networks: for feature metrics; None leaves them out.
         feature_metrics: which; empty for all that the networks allow.
         seed: of noise and hidden joints.
+        device: of the world models, as torch names it.
+        track: collects the results of each part.
     """
 
     judge: KeypointEstimator
@@ -66,6 +68,7 @@ class Run:
     networks: FeatureNetworks | None = None
     feature_metrics: tuple[str, ...] = ()
     seed: int = 0
+    device: str = "cpu"
     track: Track = untracked
 
     def evaluate(self, models: Sequence[str]) -> dict[str, ModelEvaluation]:
@@ -77,18 +80,11 @@ class Run:
         from ego_world_model.world_model import WorldModel
 
         labels = model_labels(models)
-        results: dict[str, ModelEvaluation] = {}
-        form: tuple | None = None
-        for name, label in zip(models, labels, strict=True):
-            model = WorldModel.from_pretrained(name)
-            form = form or _form(model.config)
-            if _form(model.config) != form:
-                raise ValueError(
-                    f"{label} imagines {_described(_form(model.config))}, {labels[0]} "
-                    f"{_described(form)}; only models of one kind of clip can be compared"
-                )
-            results[label] = self._model(model, label)
-        return results
+        _check_forms(models, labels)
+        return {
+            label: self._model(WorldModel.from_pretrained(name, device=self.device), label)
+            for name, label in zip(models, labels, strict=True)
+        }
 
     def _model(self, model: Imagines, label: str) -> ModelEvaluation:
         reader = DatasetReader(self.data)
@@ -162,6 +158,24 @@ def model_labels(models: Sequence[str]) -> list[str]:
             length += 1
         labels.append("/".join(own[-length:]))
     return labels
+
+
+def _check_forms(models: Sequence[str], labels: Sequence[str]) -> None:
+    """Refuse models of different clips, before the first one is run."""
+    from ego_world_model.world_model.checkpoint import read_config
+    from ego_world_model.world_model.model import SHIPPED
+
+    forms = []
+    for name in models:
+        folder = Path(name)
+        known = folder.exists() or folder.name != name
+        forms.append(_form(read_config(folder if known else SHIPPED / name)[0]))
+    for label, form in zip(labels, forms, strict=True):
+        if form != forms[0]:
+            raise ValueError(
+                f"{label} imagines {_described(form)}, {labels[0]} {_described(forms[0])}; only "
+                "models of one kind of clip can be compared"
+            )
 
 
 def _form(config: ClipFormat) -> tuple[float, int, int, int]:
