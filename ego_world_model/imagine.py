@@ -62,6 +62,22 @@ def imagine(
         Optional[int],  # noqa: UP045
         typer.Option(min=1, help="Denoising steps; the checkpoint's own if not given."),
     ] = None,
+    sigmas: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="Noise levels of the steps instead, e.g. 1,0.9375,0.8333,0.625."),
+    ] = None,
+    solver: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="euler or unipc; the checkpoint's own if not given."),
+    ] = None,
+    guidance: Annotated[
+        Optional[float],  # noqa: UP045
+        typer.Option(help="Scale of guidance on the prompt; 1 is none."),
+    ] = None,
+    control_guidance: Annotated[
+        Optional[float],  # noqa: UP045
+        typer.Option(help="Scale of guidance on the joints; 1 is none."),
+    ] = None,
     seed: Annotated[
         Optional[int],  # noqa: UP045
         typer.Option(min=0, help="Noise seed; the same seed gives the same frames."),
@@ -80,6 +96,7 @@ def imagine(
     """
     if out.suffix.lower() not in (".mp4", ".m4v", ".mov"):
         raise typer.BadParameter(f"--out {out} must end in .mp4")
+    levels = None if sigmas is None else _numbers(sigmas)
     picture = read_image(image)
     file = load_trajectory(trajectory)
     camera = find_camera(file, picture, image, trajectory, intrinsics)
@@ -92,12 +109,31 @@ def imagine(
     seed = secrets.randbits(32) if seed is None else seed
     with _progress() as on_step:
         result = loaded.imagine(
-            picture, motion, camera.matrix, prompt=prompt, steps=steps, seed=seed, on_step=on_step
+            picture,
+            motion,
+            camera.matrix,
+            prompt=prompt,
+            guidance=guidance,
+            control_guidance=control_guidance,
+            steps=steps,
+            sigmas=levels,
+            solver=solver,
+            seed=seed,
+            on_step=on_step,
         )
     sheet = out.with_suffix(".png") if strip is None else strip
     write_video(out, result.frames[0], fps=loaded.config.fps)
     write_png(sheet, rollout_strip(result, request))
     _report(result, out, sheet, model, seed, loaded.config.fps)
+
+
+def _numbers(option: str) -> list[float]:
+    try:
+        return [float(part) for part in option.split(",")]
+    except ValueError as error:
+        raise typer.BadParameter(
+            f"--sigmas must be numbers with commas between them, e.g. 1,0.75,0.5; got {option!r}"
+        ) from error
 
 
 def find_camera(

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from published_bundle import FRAMES, HEIGHT, WIDTH, moving_scene, save_transformer, write_base
+from safetensors.torch import save_file
 
 from ego_world_model.hands import HandTrajectory
 from ego_world_model.world_model import (
@@ -22,10 +23,27 @@ from ego_world_model.world_model import (
     WorldModel,
     WorldModelConfig,
 )
-from ego_world_model.world_model.acceleration import Acceleration, CacheSpec, GroupOffload
+from ego_world_model.world_model.acceleration import (
+    Acceleration,
+    CacheSpec,
+    GroupOffload,
+    accelerate,
+)
+from ego_world_model.world_model.backbones import Condition
 from ego_world_model.world_model.checkpoint import PartSpec
+from ego_world_model.world_model.svd import UNetBackbone
 
 BLOCKS, STEPS = 4, 6
+UNET = {
+    "block_out_channels": (32, 32),
+    "down_block_types": ("CrossAttnDownBlockSpatioTemporal", "DownBlockSpatioTemporal"),
+    "up_block_types": ("UpBlockSpatioTemporal", "CrossAttnUpBlockSpatioTemporal"),
+    "num_attention_heads": (2, 2),
+    "layers_per_block": 1,
+    "cross_attention_dim": 16,
+    "addition_time_embed_dim": 8,
+    "projection_class_embeddings_input_dim": 24,
+}
 
 
 @pytest.fixture(scope="module")
@@ -272,7 +290,46 @@ def test_the_small_backbone_takes_what_fits_it() -> None:
         WorldModel.from_pretrained("tiny", acceleration=Acceleration(attention_backend="native"))
 
 
+def test_the_u_net_takes_casting_and_offloading_only() -> None:
+    torch.manual_seed(0)
+    motion, noisy = torch.randn(2, 1, 4, 3, 8, 12).unbind()
+    condition = Condition(motion[:, :, 0], motion, torch.randn(1, 16, 3, 8, 12))
+
+    def clean(**levers: object) -> torch.Tensor:
+        torch.manual_seed(1)
+        backbone = UNetBackbone(settings=UNET).eval()
+        accelerate(backbone, None, Acceleration(**levers), "cpu")
+        with torch.inference_mode():
+            return backbone(noisy, torch.tensor([0.5]), condition)
+
+    plain = clean()
+    assert torch.equal(clean(group_offload=GroupOffload()), plain)
+    cast = clean(layerwise_casting="float8_e4m3fn")
+    assert 0 < (cast - plain).abs().mean() < 0.05 * plain.abs().mean()
+    for lever in ({"cache": CacheSpec(name="mag")}, {"compile": {}}, {"attention_backend": "flex"}):
+        with pytest.raises(ValueError, match=f"{next(iter(lever))}: .*leave it out"):
+            clean(**lever)
+
+
 # -------------------------------------------------------------------------------------- config
+
+
+def test_a_checkpoint_names_lora_files_beside_it(
+    checkpoint: Path, plain: WorldModel, tmp_path: Path
+) -> None:
+    """They act at their scale, and a model that carries them is not saved as if they were ours."""
+    names = [f"transformer.blocks.0.ffn.net.2.lora_{side}.weight" for side in "AB"]
+    torch.manual_seed(4)
+    save_file(dict(zip(names, [torch.randn(2, 48), torch.randn(64, 2)])), tmp_path / "fast")
+    (tmp_path / "checkpoint").mkdir()
+    document = json.loads((checkpoint / "config.json").read_text())
+    document["model"]["loras"] = [{"path": "../fast", "name": "fast", "scale": 0.5}]
+    model = WorldModel.from_pretrained(copy_of(checkpoint, tmp_path / "checkpoint", document))
+    assert (imagine(model) != imagine(plain)).any()
+    with pytest.raises(ValueError, match="loras.*load the checkpoint without them"):
+        model.save_pretrained(tmp_path / "saved")
+    model.backbone.transformer.set_adapters(["joints", "fast"], weights=[1.0, 0.0])
+    np.testing.assert_array_equal(imagine(model), imagine(plain))
 
 
 def test_the_checkpoint_may_declare_its_acceleration(checkpoint: Path, tmp_path: Path) -> None:

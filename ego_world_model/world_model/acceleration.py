@@ -235,6 +235,8 @@ def accelerate(
     if acceleration.group_offload:
         offloaded = _offload(network, encoders, acceleration.group_offload, device)
     if acceleration.compile is not None:
+        if not getattr(network, "_repeated_blocks", None):
+            raise ValueError(f"compile: {type(network).__name__} names no blocks; leave it out")
         network.compile_repeated_blocks(**acceleration.compile)
     return cache, offloaded
 
