@@ -16,7 +16,16 @@ from PIL import Image, ImageDraw, ImageFont
 from ego_world_model.evaluation.metrics import Estimate
 
 INK, GRID, WHITE = (40, 40, 40), (225, 225, 225), (255, 255, 255)
-COLOURS = ((200, 60, 40), (40, 110, 200), (50, 150, 80), (150, 90, 180), (120, 120, 120))
+COLOURS = (
+    (200, 60, 40),
+    (40, 110, 200),
+    (50, 150, 80),
+    (150, 90, 180),
+    (120, 120, 120),
+    (200, 140, 30),
+    (20, 150, 160),
+    (190, 80, 140),
+)
 
 PANEL = (420, 300)
 """Pixels of one panel of a figure."""
