@@ -46,6 +46,7 @@ COMMANDS: dict[str, LazyCommand] = {
         "ego_world_model.evaluation.cli", "app", "Measure a checkpoint on held-out episodes."
     ),
     "import": LazyCommand("ego_world_model.importing", "app", "Import published models."),
+    "bench": LazyCommand("ego_world_model.bench.cli", "bench", "Time a rollout by stage."),
 }
 
 _SETUP = "run script/setup in the source checkout, then use its .venv/bin/ego-world-model"
