@@ -1,4 +1,7 @@
-"""``ego-world-model import``: make what others published usable here, one command per kind."""
+"""``ego-world-model import``: make what others published usable here, one command per kind.
+
+Models become checkpoints (``released``), recordings become datasets (the others).
+"""
 
 from __future__ import annotations
 
@@ -7,16 +10,21 @@ from typing import Annotated, Optional
 
 import typer
 
+from ego_world_model.data.importers import cli as recordings
+
 app = typer.Typer(
     no_args_is_help=True,
-    help="Import published models.",
+    help="Import published models and recordings.",
     context_settings={"max_content_width": 100},
 )
 
 
 @app.callback()
 def _group() -> None:
-    """Import published models."""
+    """Import published models and recordings."""
+
+
+app.command("bag")(recordings.bag)
 
 
 @app.command("released")

@@ -17,7 +17,8 @@ class _Split(str, Enum):
     test = "test"
 
 
-def _size(text: str) -> tuple[int, int]:
+def parse_size(text: str) -> tuple[int, int]:
+    """``WIDTHxHEIGHT`` as a command line gives it → (width, height)."""
     try:
         width, height = (int(part) for part in text.lower().split("x"))
     except ValueError:
@@ -59,7 +60,7 @@ def simulate(
 
     if storage not in (None, "image", "video"):
         raise typer.BadParameter(f"--storage must be 'image' or 'video', not {storage!r}")
-    width, height = _size(size)
+    width, height = parse_size(size)
     try:
         reader = generate(
             robot,
@@ -167,3 +168,34 @@ def strip(
         raise typer.BadParameter(f"{folder} has episodes 0 to {len(reader) - 1}, not {episode}")
     write_png(out, episode_strip(reader.episode(episode, depth=True), count=count, scale=scale))
     Console().print(f"{out}: episode {episode}, {reader.records[episode].task}")
+
+
+@data.command()
+def clips(
+    folder: Annotated[Path, typer.Argument(help="Dataset folder at 30 frames per second.")],
+    out: Annotated[Path, typer.Option(help="Folder for the clips; gone on with if it exists.")],
+) -> None:
+    """Cut a clip of 121 frames from each episode where the hands are best seen.
+
+    A 30 fps MP4 with synchronised 3D joints, handedness, intrinsics and frame indices (.npz).
+    """
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from ego_world_model.data.clip_extraction import extract_clips
+    from ego_world_model.data.reader import DatasetReader
+
+    console = Console(soft_wrap=True, highlight=False)
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        line = bar.add_task("extracting", total=None)
+
+        def on_episode(done: int, total: int) -> None:
+            bar.update(line, completed=done, total=total)
+
+        report = extract_clips(DatasetReader(folder), out, on_episode=on_episode)
+    for threshold, count in report.by_threshold().items():
+        console.print(f"{count} clips with at least {threshold} keypoints at their centre")
+    for index, reason in report.rejected.items():
+        console.print(f"episode {index} has no clip: {reason}", markup=False)
+    if not report.clips:
+        raise typer.Exit(1)

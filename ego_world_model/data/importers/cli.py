@@ -1,0 +1,172 @@
+"""The commands ``import bag``, ``humanoid-everyday``, ``xr-teleoperate`` and ``lerobot``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Optional
+
+import typer
+
+if TYPE_CHECKING:
+    from ego_world_model.data.importers.base import Source
+    from ego_world_model.kinematics import HandKinematics
+
+
+class _Split(str, Enum):
+    train = "train"
+    validation = "validation"
+    test = "test"
+
+
+class _Storage(str, Enum):
+    image = "image"
+    video = "video"
+
+
+# Options that every importer has. Optional[...]: Typer evaluates annotations on Python 3.10.
+_Robot = Annotated[str, typer.Option(help="Embodiment name or YAML file of the recorded robot.")]
+_Out = Annotated[Path, typer.Option(help="Dataset folder; made or gone on with.")]
+_Fps = Annotated[float, typer.Option(min=0.1, help="Frames per second of the dataset.")]
+_Size = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option(help="Resize pictures to WIDTHxHEIGHT; theirs is kept if not given."),
+]
+_Camera = Annotated[
+    Optional[Path],  # noqa: UP045
+    typer.Option(
+        "--camera-info",
+        help="ROS calibration YAML at the recordings' size, where they hold no intrinsics.",
+    ),
+]
+_Task = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option(help="Instruction, in place of the recordings' own."),
+]
+_SplitOption = Annotated[_Split, typer.Option(help="Split that the folder holds.")]
+_StorageOption = Annotated[
+    Optional[_Storage],  # noqa: UP045
+    typer.Option(help="Frames as PNG or video; by size unless given."),
+]
+_MinSeconds = Annotated[float, typer.Option(min=0.0, help="Drop shorter runs without a gap.")]
+_MaxSeconds = Annotated[float, typer.Option(min=0.1, help="Cut longer runs into episodes.")]
+_Topic = Optional[str]  # noqa: UP045
+
+
+def bag(
+    path: Annotated[Path, typer.Argument(help="A rosbag2 recording, or a folder of them.")],
+    out: _Out,
+    robot: _Robot = "g1_dex3",
+    image_topic: Annotated[_Topic, typer.Option(help="Head camera; found by type if one.")] = None,
+    camera_info_topic: Annotated[
+        _Topic, typer.Option(help="Beside the image if not given.")
+    ] = None,
+    joint_topic: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(help="JointState, LowState, HandState or MotorStates; repeat for several."),
+    ] = None,
+    joint_tolerance: Annotated[
+        float, typer.Option(min=0.001, help="Seconds: never interpolate wider gaps.")
+    ] = 0.05,
+    receive_time: Annotated[
+        bool, typer.Option(help="Use the time of recording in place of header stamps.")
+    ] = False,
+    middle_first: Annotated[
+        bool, typer.Option(help="The right Dex3 hand lists middle before index.")
+    ] = False,
+    fps: _Fps = 30.0,
+    size: _Size = None,
+    camera_info: _Camera = None,
+    task: _Task = None,
+    split: _SplitOption = _Split.train,
+    storage: _StorageOption = None,
+    min_seconds: _MinSeconds = 1.0,
+    max_seconds: _MaxSeconds = 20.0,
+) -> None:
+    """Import rosbag2 recordings (sqlite3, MCAP) of a robot with a head camera.
+
+    Joint positions are interpolated to each frame's stamp; a frame without joint states close
+    enough is dropped and counted, and ends its episode.
+    """
+
+    def sources(kinematics: HandKinematics) -> Iterable[Source]:
+        from ego_world_model.data.importers.bag import BagSource, find_bags
+        from ego_world_model.data.importers.bag_topics import TopicOptions
+
+        topics = TopicOptions(
+            image=image_topic,
+            camera_info=camera_info_topic,
+            joints=tuple(joint_topic or ()),
+            use_received=receive_time,
+            tolerance=joint_tolerance,
+            middle_first=middle_first,
+        )
+        for found in find_bags(path):
+            yield BagSource(found, root=path, kinematics=kinematics, options=topics)
+
+    _run(
+        sources,
+        out,
+        robot=robot,
+        fps=fps,
+        size=size,
+        camera_info=camera_info,
+        task=task,
+        split=split,
+        storage=storage,
+        min_seconds=min_seconds,
+        max_seconds=max_seconds,
+    )
+
+
+def _run(
+    sources: Callable[[HandKinematics], Iterable[Source]],
+    out: Path,
+    *,
+    robot: str,
+    fps: float,
+    size: str | None,
+    camera_info: Path | None,
+    task: str | None,
+    split: _Split,
+    storage: _Storage | None,
+    min_seconds: float,
+    max_seconds: float,
+) -> None:
+    from rich.console import Console
+
+    from ego_world_model.data.cli import parse_size
+    from ego_world_model.data.importers.camera_file import read_camera_file
+    from ego_world_model.data.importers.report import REPORT_NAME, SourceReport
+    from ego_world_model.data.importers.run import ImportOptions, run_import
+    from ego_world_model.embodiment import load_embodiment
+    from ego_world_model.kinematics import HandKinematics
+
+    console, errors = Console(), Console(stderr=True)
+
+    def on_source(entry: SourceReport) -> None:
+        count = f"{entry.tally.episodes} episodes, {entry.tally.written} frames"
+        errors.print(f"{entry.name}: {entry.status}, {count}", markup=False, soft_wrap=True)
+
+    options = ImportOptions(
+        fps=fps,
+        size=None if size is None else parse_size(size),
+        camera=None if camera_info is None else read_camera_file(camera_info),
+        task=task,
+        split=split.value,
+        storage=None if storage is None else storage.value,
+        min_seconds=min_seconds,
+        max_seconds=max_seconds,
+    )
+    kinematics = HandKinematics(load_embodiment(robot))
+    try:
+        report = run_import(sources(kinematics), kinematics, out, options, on_source=on_source)
+    except KeyboardInterrupt:
+        errors.print("interrupted; what is written is kept and the same command goes on from there")
+        raise typer.Exit(130) from None
+    report.print(console)
+    imported = sum(entry.tally.episodes for entry in report.sources.values())
+    console.print(f"{imported} episodes in {out}; {out / REPORT_NAME} has all counts", markup=False)
+    if not imported:
+        raise typer.Exit(1)
