@@ -71,6 +71,12 @@ def test_unipc_at_8_steps_is_closer_than_euler() -> None:
     assert error("unipc", 8) < 0.5 * error("euler", 8)
 
 
+def test_a_large_shift_needs_more_steps_before_unipc_pays() -> None:
+    """Shift 5 spends most steps where the flow hardly bends, and few where it does."""
+    np.testing.assert_allclose(error("unipc", 8, 5.0), error("euler", 8, 5.0), rtol=0.03)
+    assert error("unipc", 64, 5.0) < 0.2 * error("euler", 64, 5.0)
+
+
 @pytest.mark.parametrize("solver", ["euler", "unipc"])
 def test_one_step_is_the_first_estimate(solver: str) -> None:
     noise = torch.randn(SHAPE)
