@@ -38,7 +38,10 @@ setup(
     license="Apache-2.0",
     packages=find_packages(include=[NAME, f"{NAME}.*"]),
     package_data={
-        NAME: ["**/*.xml", "**/*.yaml", "**/*.json", "**/*.safetensors", "**/*.npz", "**/*.md"]
+        NAME: [
+            *("**/*.xml", "**/*.yaml", "**/*.json", "**/*.safetensors", "**/*.npz", "**/*.md"),
+            *("**/*.html", "**/*.css", "**/*.js"),
+        ]
     },
     data_files=shared_files("config", "launch"),
     python_requires=">=3.10,<3.14",
