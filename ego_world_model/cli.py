@@ -40,6 +40,9 @@ COMMANDS: dict[str, LazyCommand] = {
     "simulate": LazyCommand(
         "ego_world_model.data.cli", "simulate", "Record episodes of the simulated robot."
     ),
+    "calibrate": LazyCommand(
+        "ego_world_model.calibrate", "calibrate", "Find the head camera's true mount from pixels."
+    ),
     "data": LazyCommand("ego_world_model.data.cli", "data", "Inspect and check datasets."),
     "train": LazyCommand("ego_world_model.training.cli", "app", "Train the world model's parts."),
     "evaluate": LazyCommand(
