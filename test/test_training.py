@@ -197,6 +197,10 @@ def test_shipped_configs_parse():
     )
     assert autoencoder.data.extra_slots == model.data.extra_slots == EXTRA_SLOTS
     assert model.loop.deadline_minutes == 3.0
+    others = [*CONFIGS.glob("wan_*.yaml"), CONFIGS / "tiny_more.yaml"]
+    assert len(others) >= 2
+    for path in others:
+        configs.load(WorldModelTraining, path, {})
 
 
 def test_a_wrong_config_names_the_key(tmp_path: Path):

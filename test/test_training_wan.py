@@ -1,4 +1,4 @@
-"""Training on a Wan 2.1 folder, small and random: from the command to a checkpoint that is evaluated.
+"""Training on a Wan 2.1 folder, small and random: from the command to an evaluated checkpoint.
 
 Every part is of the published classes and is loaded by from_pretrained from its published layout.
 """
@@ -28,7 +28,7 @@ from ego_world_model import cli
 from ego_world_model.data import DatasetReader
 from ego_world_model.evaluation.clips import command
 from ego_world_model.training.augmentation import Augmentation
-from ego_world_model.training.clips import ClipCache
+from ego_world_model.training.clips import ClipBatch, ClipCache
 from ego_world_model.training.config import WorldModelTraining, parse
 from ego_world_model.training.losses import RegionWeights
 from ego_world_model.training.objectives import NoiseSettings, WorldModelObjective
@@ -242,8 +242,6 @@ def test_the_velocity_loss_is_that_of_flow_matching(
         reference_weight=1.0,
         pixel_weight=0.0,
     )
-    from ego_world_model.training.clips import ClipBatch
-
     torch.manual_seed(1)
     clean = torch.randn(1, 16, 3, HEIGHT // 8, WIDTH // 8)
     masks = torch.zeros(1, FRAMES, HEIGHT, WIDTH, dtype=torch.uint8)
@@ -279,7 +277,7 @@ def test_noise_levels_follow_their_distribution(distribution: str) -> None:
     noise = NoiseSettings(pure=0.0, lowest=0.0, distribution=distribution, shift=3.0)
     levels = noise.draw(20_000, torch.Generator().manual_seed(0))
     assert abs(float(levels.median()) - 0.75) < 0.01
-    assert 0 <= levels.min() and levels.max() <= 1
+    assert levels.min() >= 0 and levels.max() <= 1
     # a quarter lies below the level that the distribution's quartile is shifted to
     quartile = 0.25 if distribution == "uniform" else float(torch.sigmoid(torch.tensor(-0.6745)))
     shifted = 3 * quartile / (1 + 2 * quartile)
@@ -310,7 +308,10 @@ def test_a_window_holds_what_the_model_would_compute(
     assert windows.index[:, 0].tolist() == [0, 3, 14, 17, 28, 31]
     row = 3  # starts at frame 3 of the second episode
     batch = windows.gather(np.array([row]))
-    frames = torch.from_numpy(cache.images[17:26]).permute(3, 0, 1, 2)[None].float() / 127.5 - 1
+    frames = (
+        torch.from_numpy(np.array(cache.images[17:26])).permute(3, 0, 1, 2)[None].float() / 127.5
+        - 1
+    )
     encoders = WanEncoders(base=str(base)).eval()
     with torch.no_grad():
         latents = WanAutoencoder(base=str(base)).encode(frames)

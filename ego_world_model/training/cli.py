@@ -73,7 +73,7 @@ def world_model(
     autoencoder: Annotated[
         Optional[Path],  # noqa: UP045
         typer.Option(
-            help="Run folder of the trained autoencoder, unless the YAML has `init` or `autoencoder`."
+            help="Run folder of the trained autoencoder, unless the YAML says where it comes from."
         ),
     ] = None,
     run: Run = Path("runs/world_model"),

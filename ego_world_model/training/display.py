@@ -43,7 +43,7 @@ class Display:
 
     def __init__(self, folder: Path, step: int, *, main: bool, report: Report) -> None:
         self.folder, self.main = folder, main
-        self.report: Report = report if main else lambda line: None
+        self._report: Report = report if main else lambda line: None
         self._writer: Any = None
         self._bar: Progress | None = None
         if not main:
@@ -82,6 +82,18 @@ class Display:
         if self._bar is not None:
             text = f"step {step} · loss {loss:.4f}"
             self._bar.update(self._bar.task_ids[0], completed=progress, description=text)
+
+    def report(self, text: str) -> None:
+        """One line for the user, above the bar if there is one."""
+        if self._bar is None:
+            self._report(text)
+        else:
+            self._bar.console.print(text, highlight=False, markup=False)
+
+    def line(self, text: str) -> None:
+        """Report how the run goes, where no bar shows it."""
+        if self._bar is None:
+            self._report(text)
 
     def keep(self, name: str, entry: dict[str, Any]) -> None:
         """Append an entry with the key "step" to ``<name>.jsonl`` and to TensorBoard."""

@@ -272,7 +272,7 @@ class Trainer:
         }
         self.display.keep("log", entry)
         losses = " ".join(f"{name} {value:.4f}" for name, value in means.items())
-        self.display.report(f"step {self.step} · {self.elapsed / 60:.1f} min · {losses}")
+        self.display.line(f"step {self.step} · {self.elapsed / 60:.1f} min · {losses}")
 
     def _validate(self) -> None:
         self.average.swap(self.objective)

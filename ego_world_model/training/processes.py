@@ -44,7 +44,7 @@ def average(numbers: dict[str, float]) -> dict[str, float]:
 
 
 def flatten_scalars(module: nn.Module) -> None:
-    """Make scalar parameters vectors of one element, which compute alike: FSDP shards no scalars."""
+    """Make scalar parameters vectors of one element, which compute alike: FSDP wants no scalars."""
     for child in module.modules():
         for name, parameter in list(child.named_parameters(recurse=False)):
             if parameter.ndim == 0:
