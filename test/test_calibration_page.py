@@ -32,7 +32,9 @@ needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium (apt
 ROBOT = load_embodiment("g1_dex3")
 FK = HandKinematics(ROBOT)
 MOUNT = corrected_mount(ROBOT.camera_pose, np.radians([3.0, -2.0, 1.0]), [0.02, 0.01, -0.015])
-PLAIN = (40, 60, 90)
+PLAIN, MARK = (40, 60, 90), (0, 255, 0)
+MARKED = (300, 220)
+"""One pixel (u, v) of the pictures that has a colour of its own."""
 
 
 @pytest.fixture
@@ -43,6 +45,7 @@ def saved() -> list[CalibrationResult]:
 @pytest.fixture
 def page(tmp_path, saved) -> Iterator[CalibrationPage]:
     image = np.full((480, 640, 3), PLAIN, np.uint8)
+    image[MARKED[1], MARKED[0]] = MARK
     frames = [
         CalibrationFrame(name=f"pose {i}", image=image, camera=ROBOT.camera, q=q)
         for i, q in enumerate(diverse_poses(FK, 3))
@@ -128,12 +131,15 @@ def test_clicks_zoom_undo_and_keys_make_annotations(annotator):
     assert second != first
     before = user.value("view.scale")
     for _ in range(3):
-        user.mouse("mouseWheel", user.screen((300.25, 220.5)), deltaX=0, deltaY=-500)
+        user.mouse("mouseWheel", user.screen(MARKED), deltaX=0, deltaY=-500)
     user.settle()
     assert user.value("view.scale") > 8 * before
-    user.click(user.screen((300.25, 220.5)))
+    square = np.argwhere(np.abs(browser.screenshot().astype(int) - MARK).max(axis=2) < 30)
+    assert len(square) > 50, "the marked pixel is a square on the screen"
+    row, column = square.mean(axis=0)
+    user.click((float(column), float(row)))
     u, v = user.annotations()["pose 0"][second]
-    assert (u, v) == pytest.approx((300.25, 220.5), abs=0.1)
+    assert (u, v) == pytest.approx(MARKED, abs=0.1), "pixel centres are at integers"
 
     # nudge, undo, remove
     user.value(f"select(session.slots.findIndex((s) => s.name === '{second}'))")
