@@ -171,7 +171,7 @@ class ReprojectionProblem:
             camera: np.array([c == camera for c in cameras]) for camera in dict.fromkeys(cameras)
         }
         self._offsets = offset_matrix(options.refine_joints, robot)  # (K, nq)
-        self._nominal_points = self._link_points(np.zeros(len(options.refine_joints)))
+        self._nominal_points = self._points_at(np.zeros((1, self._q.shape[1])))[0]
         lost = np.flatnonzero(~np.isfinite(self.project(np.zeros(len(self.parameters)))).all(1))
         if len(lost):
             frame, slot = self.names[lost[0]]
@@ -188,10 +188,24 @@ class ReprojectionProblem:
     def project(self, x: ArrayLike) -> NDArray[np.float64]:
         """(P,) unknowns → (N, 2) pixels where the annotated joints would be seen."""
         x = np.asarray(x, dtype=np.float64)
-        joints = len(self.options.refine_joints)
+        return self._project(x, self._link_points(x[None])[0])
+
+    def residuals(self, x: NDArray[np.float64]) -> NDArray[np.float64]:
+        """(2N + priors,) in standard deviations: reprojection errors u, v, u, v, … then priors."""
+        return self._residuals(x, self._link_points(x[None])[0])
+
+    def jacobian(self, x: NDArray[np.float64]) -> NDArray[np.float64]:
+        """(2N + priors, P) of ``residuals`` by central differences."""
+        step = 1e-5 * self.bounds
+        shifted = np.concatenate([x + np.diag(step), x - np.diag(step)])  # (2P, P)
+        points = self._link_points(shifted)  # at once: kinematics are quickest in batches
+        rows = np.stack([self._residuals(y, p) for y, p in zip(shifted, points, strict=True)])
+        return ((rows[: len(x)] - rows[len(x) :]) / (2 * step[:, None])).T
+
+    def _project(self, x: NDArray[np.float64], points: NDArray[np.float64]) -> NDArray[np.float64]:
+        """(N, 2) pixels of points (N, 3) in the link that carries the camera."""
         mount = corrected_mount(self.mount, x[:3], x[3:6])
-        points = self._link_points(x[len(x) - joints :]) if joints else self._nominal_points
-        points = (points - mount.translation) @ mount.rotation  # (N, 3) in the optical frame
+        points = (points - mount.translation) @ mount.rotation  # in the optical frame
         pixels = np.empty((len(points), 2))
         for camera, rows in self._cameras.items():
             if self.options.refine_intrinsics:
@@ -199,30 +213,29 @@ class ReprojectionProblem:
             pixels[rows] = camera.project(points[rows])
         return pixels
 
-    def residuals(self, x: NDArray[np.float64]) -> NDArray[np.float64]:
-        """(2N + priors,) in standard deviations: reprojection errors u, v, u, v, … then priors."""
-        errors = (self.project(x) - self.annotated).ravel() / self.options.pixel_noise
+    def _residuals(
+        self, x: NDArray[np.float64], points: NDArray[np.float64]
+    ) -> NDArray[np.float64]:
+        errors = (self._project(x, points) - self.annotated).ravel() / self.options.pixel_noise
         priors = [v / p.prior for v, p in zip(x, self.parameters, strict=True) if p.prior]
         return np.concatenate([errors, priors])
 
-    def jacobian(self, x: NDArray[np.float64]) -> NDArray[np.float64]:
-        """(2N + priors, P) of ``residuals`` by central differences."""
-        step = 1e-5 * self.bounds
-        columns = []
-        for i, h in enumerate(step):
-            forward, backward = x.copy(), x.copy()
-            forward[i] += h
-            backward[i] -= h
-            columns.append((self.residuals(forward) - self.residuals(backward)) / (2 * h))
-        return np.stack(columns, axis=1)
+    def _link_points(self, x: NDArray[np.float64]) -> NDArray[np.float64]:
+        """(B, N, 3) annotated joints in the camera's link, for unknowns (B, P)."""
+        joints = len(self.options.refine_joints)
+        if not joints:
+            return np.broadcast_to(self._nominal_points, (len(x), *self._nominal_points.shape))
+        offsets = x[:, -joints:] @ self._offsets  # (B, nq)
+        return self._points_at(offsets)
 
-    def _link_points(self, offsets: NDArray[np.float64]) -> NDArray[np.float64]:
-        """(N, 3) annotated joints in the frame of the link that carries the camera."""
-        q = self._q + offsets @ self._offsets
-        points = self.kinematics.slot_positions(q, self._slots)  # (F, S, 3) in the root
+    def _points_at(self, offsets: NDArray[np.float64]) -> NDArray[np.float64]:
+        """(B, N, 3) annotated joints in the camera's link, for joints that are off (B, nq)."""
+        q = (self._q + offsets[:, None]).reshape(-1, self._q.shape[1])  # (B F, nq)
+        points = self.kinematics.slot_positions(q, self._slots)  # (B F, S, 3) in the root
         link = np.stack([self.kinematics.link_poses(row, [self.mount.link])[0] for row in q])
         points = (points - link[:, None, :3, 3]) @ link[:, :3, :3]
-        return points[self._frame_of, self._slot_of]
+        points = points.reshape(len(offsets), len(self._q), len(self._slots), 3)
+        return points[:, self._frame_of, self._slot_of]
 
 
 def corrected_mount(

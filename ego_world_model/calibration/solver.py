@@ -159,9 +159,9 @@ def calibrate(
         method="trf",
         x_scale=bounds,
         loss=loss,
-        ftol=1e-12,
-        xtol=1e-12,
-        gtol=1e-12,
+        ftol=1e-10,
+        xtol=1e-10,
+        gtol=1e-10,
         max_nfev=500,
     )
     if not solution.success:
