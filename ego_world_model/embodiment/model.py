@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import xml.etree.ElementTree as ElementTree
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,7 +28,9 @@ class JointTable:
     """Movable joints and links of a model.
 
     Attributes:
-        names: movable joints, model order; ``lower``/``upper`` (nq,) radians.
+        names: movable joints, model order.
+        lower, upper: (nq,) radians. A driver's limits are narrowed to where its followers are
+            within theirs.
         links: every link (body) name.
     """
 
@@ -44,7 +47,7 @@ def build_pinocchio_model(path: Path) -> pin.Model:
     Raises:
         ValueError: if the file cannot be parsed, or has joints other than hinges and slides.
     """
-    if path.suffix.lower() == ".urdf":
+    if _is_urdf(path):
         try:
             return pin.buildModelFromUrdf(str(path))
         except ValueError as error:
@@ -53,18 +56,54 @@ def build_pinocchio_model(path: Path) -> pin.Model:
 
 
 def read_joint_table(path: Path) -> JointTable:
-    """Joint names, limits, links and couplings of an MJCF or URDF file."""
+    """Joint names, limits, links and couplings of an MJCF or URDF file.
+
+    Raises:
+        ValueError: as ``build_pinocchio_model``; also for a coupling that is not linear, follows a
+            joint that follows another or does not exist, or leaves its driver no range.
+    """
     model = build_pinocchio_model(path)
     if any(joint.nq != 1 for joint in model.joints[1:]):
         raise ValueError(f"{path}: only joints with one coordinate are supported (bounded hinges)")
+    names = tuple(model.names[1:])
+    couplings = tuple(_urdf_mimics(path) if _is_urdf(path) else _mjcf_couplings(path))
+    lower, upper = model.lowerPositionLimit.copy(), model.upperPositionLimit.copy()
+    followers = {coupling.follower for coupling in couplings}
+    for coupling in couplings:
+        if coupling.driver not in names or coupling.driver in followers:
+            raise ValueError(
+                f"{path}: joint {coupling.follower!r} follows {coupling.driver!r}, which is no "
+                "movable joint or follows another one itself; name the joint that moves both"
+            )
+        _narrow(coupling, names, lower, upper, path)
     body = pin.FrameType.BODY
-    return JointTable(
-        names=tuple(model.names[1:]),
-        lower=model.lowerPositionLimit.copy(),
-        upper=model.upperPositionLimit.copy(),
-        links=tuple(frame.name for frame in model.frames if frame.type == body),
-        couplings=_couplings(path),
-    )
+    links = tuple(frame.name for frame in model.frames if frame.type == body)
+    return JointTable(names, lower, upper, links, couplings)
+
+
+def _narrow(
+    coupling: Coupling,
+    names: tuple[str, ...],
+    lower: NDArray[np.float64],
+    upper: NDArray[np.float64],
+    path: Path,
+) -> None:
+    """Narrow the driver's limits to where its follower is within the follower's limits."""
+    driver, follower = names.index(coupling.driver), names.index(coupling.follower)
+    if coupling.multiplier == 0.0:
+        return
+    ends = (np.array([lower[follower], upper[follower]]) - coupling.offset) / coupling.multiplier
+    lower[driver] = max(lower[driver], ends.min())
+    upper[driver] = min(upper[driver], ends.max())
+    if lower[driver] > upper[driver]:
+        raise ValueError(
+            f"{path}: no position of {coupling.driver!r} keeps {coupling.follower!r}, which "
+            "follows it, within its limits; check multiplier, offset and limits"
+        )
+
+
+def _is_urdf(path: Path) -> bool:
+    return path.suffix.lower() == ".urdf"
 
 
 def _load_mjcf(path: Path) -> mujoco.MjModel:
@@ -133,31 +172,35 @@ def _add_joint(
     return joint_id, pin.SE3(np.eye(3), -anchor)
 
 
-def _couplings(path: Path) -> tuple[Coupling, ...]:
-    """URDF ``mimic`` tags, or MJCF ``equality/joint`` constraints of first order."""
-    root = ElementTree.parse(path).getroot()
-    found = []
-    if path.suffix.lower() == ".urdf":
-        for joint in root.iter("joint"):
-            mimic = joint.find("mimic")
-            if mimic is not None:
-                found.append(
-                    Coupling(
-                        joint.attrib["name"],
-                        mimic.attrib["joint"],
-                        float(mimic.get("multiplier", 1.0)),
-                        float(mimic.get("offset", 0.0)),
-                    )
-                )
-        return tuple(found)
-    for constraint in root.findall("./equality/joint"):
-        coefficients = [float(v) for v in constraint.get("polycoef", "0 1 0 0 0").split()]
-        found.append(
-            Coupling(
-                constraint.attrib["joint1"],
-                constraint.attrib["joint2"],
-                coefficients[1],
-                coefficients[0],
+def _urdf_mimics(path: Path) -> Iterable[Coupling]:
+    for joint in ElementTree.parse(path).getroot().iter("joint"):
+        mimic = joint.find("mimic")
+        if mimic is not None:
+            yield Coupling(
+                joint.attrib["name"],
+                mimic.attrib["joint"],
+                float(mimic.get("multiplier", 1.0)),
+                float(mimic.get("offset", 0.0)),
             )
+
+
+def _mjcf_couplings(path: Path) -> Iterable[Coupling]:
+    """``equality/joint`` constraints between two joints, as MuJoCo compiles them."""
+    model = _load_mjcf(path)
+    for i in np.flatnonzero(model.eq_type == int(mujoco.mjtEq.mjEQ_JOINT)):
+        first, second = int(model.eq_obj1id[i]), int(model.eq_obj2id[i])
+        if second < 0:  # holds one joint in place: no coupling
+            continue
+        follower, driver = model.joint(first).name, model.joint(second).name
+        offset, multiplier, *higher = (float(v) for v in model.eq_data[i, :5])
+        if any(higher):
+            raise ValueError(
+                f"{path}: the coupling of {follower!r} to {driver!r} is not linear; give polycoef "
+                "only its first two numbers"
+            )
+        # MuJoCo counts both joints from their positions in the model's reference pose
+        start, driven = (
+            model.qpos0[model.jnt_qposadr[first]],
+            model.qpos0[model.jnt_qposadr[second]],
         )
-    return tuple(found)
+        yield Coupling(follower, driver, multiplier, offset + start - multiplier * driven)

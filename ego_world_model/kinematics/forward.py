@@ -211,10 +211,12 @@ class HandKinematics:
     ) -> NDArray[np.float64]:
         """Inverse kinematics: (nq,) radians within limits that reach a hand state, from ``q0``.
 
-        The torso keeps its configuration of ``q0``; arms place the wrists, fingers are set.
+        The torso keeps its configuration of ``q0``; arms place the wrists, fingers are set and
+        take the joints along that follow them.
 
         Raises:
-            UnreachableError: if a wrist stays more than 5 mm or 0.05 rad from its target.
+            UnreachableError: if a wrist stays more than 5 mm or 0.05 rad from its target; an arm
+                with fewer than six joints may miss the orientation.
         """
         if self._solver is None:
             self._solver = ArmSolver(self.robot, self.model)
@@ -234,7 +236,7 @@ class HandKinematics:
                 self.robot.lower[fingers],
                 self.robot.upper[fingers],
             )
-        return self._solver.reach(targets, q0)
+        return self._solver.reach(targets, self.robot.coupled(q0))
 
     # ---------------------------------------------------------------- internals
 

@@ -14,6 +14,9 @@ from pink.tasks import FrameTask, PostureTask
 from ego_world_model.embodiment import Embodiment
 
 _SOLVER = "daqp"
+_LEANING_COST = (
+    0.02  # of one radian against one metre, for an arm that cannot turn its wrist freely
+)
 
 
 class UnreachableError(ValueError):
@@ -49,6 +52,8 @@ class ArmSolver:
     ) -> NDArray[np.float64]:
         """Configuration (nq,) within limits whose wrists are at ``targets``.
 
+        An arm with fewer than six joints places its wrist and only leans towards the orientation.
+
         Args:
             targets: "left"/"right" → (4, 4) pose of the wrist link in the root frame.
             q0: (nq,) start; its torso and fingers are kept.
@@ -68,13 +73,19 @@ class ArmSolver:
             task = FrameTask(
                 robot.hands[side].wrist,
                 position_cost=1.0,
-                orientation_cost=orientation_cost,
+                orientation_cost=(
+                    orientation_cost if robot.hands[side].turns_freely else _LEANING_COST
+                ),
                 lm_damping=1e-4,
             )
             task.set_target(pin.SE3(pose[:3, :3], pose[:3, 3]))
             tasks[side] = task
         limits = [ConfigurationLimit(model)]
         for step in range(iterations):
+            if step == iterations // 2:
+                for side in targets:
+                    if not robot.hands[side].turns_freely:
+                        tasks[side].set_orientation_cost(0.0)
             # Far away the posture pull picks an elbow; near the end it would only bias the wrist.
             active = [*tasks.values(), posture] if step < iterations // 2 else [*tasks.values()]
             velocity = solve_ik(
@@ -91,7 +102,8 @@ class ArmSolver:
         for side, task in tasks.items():
             error = task.compute_error(configuration)
             position, rotation = np.linalg.norm(error[:3]), np.linalg.norm(error[3:])
-            if position > position_tolerance or rotation > rotation_tolerance:
+            turned = rotation <= rotation_tolerance or not robot.hands[side].turns_freely
+            if position > position_tolerance or not turned:
                 raise UnreachableError(
                     f"{side} wrist target is out of reach: {1e3 * position:.1f} mm and "
                     f"{np.degrees(rotation):.1f} degrees remain; move the target or the start pose"

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from ego_world_model.embodiment import Embodiment
+
 _PEAK_OVER_MEAN = 1.875  # peak over mean speed of a minimum-jerk move
 
 
@@ -67,9 +69,11 @@ class JointPlan:
     """A motion of the whole robot: tracks over a base configuration.
 
     Attributes:
+        robot: whose coupled joints follow those that the tracks move.
         base: (nq,) radians of joints that no track moves.
     """
 
+    robot: Embodiment
     base: NDArray[np.float64]
     tracks: tuple[Track, ...]
 
@@ -84,7 +88,7 @@ class JointPlan:
         q = np.repeat(self.base[None], len(times), axis=0)
         for track in self.tracks:
             q[:, track.joints] = track.at(times)
-        return q
+        return self.robot.coupled(q)
 
 
 @dataclass(frozen=True)

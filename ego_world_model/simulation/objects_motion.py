@@ -19,7 +19,7 @@ _REACH = 0.035  # metres between the grasp point and the object's axis
 _PALM_REACH = 0.035  # metres between palm and the face of a two-handed object
 _GRAVITY = 9.81
 _FINGER_RADIUS = 0.012
-_PUSH_AREA = ((0.25, 0.75), (-0.42, 0.42))  # metres x, y; objects are not pushed farther
+_PUSH_AREA = ((0.25, 0.75), (-0.42, 0.42))  # metres x, y from the scene's origin, no farther
 TWO_HANDS = 2
 
 
@@ -160,7 +160,7 @@ class ObjectMotion:
         if depth[deepest] > 0:
             direction = offset[deepest] / max(gap[deepest], 1e-6)
             moved = state.poses[i, :2] + depth[deepest] * direction
-            low, high = np.array(_PUSH_AREA).T
+            low, high = np.array(_PUSH_AREA).T + self._scene.origin[:2]
             state.poses[i, :2] = np.clip(moved, low, high)
 
     def _palms(self, wrists: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -11,7 +11,7 @@ from transforms3d.euler import euler2mat
 from transforms3d.quaternions import mat2quat
 
 from ego_world_model.camera import CameraPose, PinholeCamera
-from ego_world_model.embodiment import Embodiment
+from ego_world_model.embodiment import Embodiment, Workspace
 from ego_world_model.simulation.objects import (
     SPLITS,
     TableObject,
@@ -37,6 +37,7 @@ class Scene:
     Attributes:
         model: MuJoCo model; the robot's root link is at the world origin.
         camera: intrinsics at the rendered size; camera_pose: jittered mount of the optical frame.
+        origin: (3,) metres, the robot's ``workspace.origin``: the layout's zero, root frame.
         table_height: metres, table top above the root frame.
         objects: the objects in the order of their mocap bodies ``object_0``, ….
         object_positions: (N, 3) metres, where they stand at first (centres, root frame).
@@ -46,6 +47,7 @@ class Scene:
     model: mujoco.MjModel
     camera: PinholeCamera
     camera_pose: CameraPose
+    origin: NDArray[np.float64]
     table_height: float
     objects: tuple[TableObject, ...]
     object_positions: NDArray[np.float64]
@@ -68,21 +70,23 @@ def make_scene(
     box for two hands in the middle. Without ``camera_jitter`` the camera sits at its nominal mount.
 
     Raises:
-        ValueError: for an unknown split, or a model that is not MJCF.
+        ValueError: for an unknown split, or a robot without MJCF model, two hands or workspace.
     """
-    if robot.model_path.suffix.lower() == ".urdf":
-        raise ValueError(f"the simulation needs an MJCF model; {robot.name!r} names a URDF")
+    workspace = _checked_workspace(robot)
     numbers = entries(split)
     rng = np.random.default_rng((SPLITS.index(split), seed))
     spec = mujoco.MjSpec.from_file(str(robot.model_path))
-    table_height = float(rng.uniform(-0.03, 0.03))
+    origin = np.array(workspace.origin)
+    table_height = float(origin[2] + rng.uniform(-0.03, 0.03))
     camera = robot.camera.resized(width, height)
     jittered = _jittered(robot.camera_pose, rng)  # drawn in any case: the rest must not change
     camera_pose = jittered if camera_jitter else robot.camera_pose
     _add_camera(spec, camera, camera_pose)
-    _add_table(spec, table_height, rng.choice(numbers, 2, replace=False), rng)
+    textures = rng.choice(numbers, 2, replace=False)
+    _add_table(spec, (origin[0], origin[1], table_height), workspace.floor, textures, rng)
     _add_lights(spec, rng)
     objects, positions, yaws = _place_objects(numbers, table_height, large_object, rng)
+    positions[:, :2] += origin[:2]
     for i, (item, position) in enumerate(zip(objects, positions, strict=True)):
         _add_object(spec, i, item, position)
     spec.visual.global_.offwidth = max(width, 640)
@@ -91,7 +95,25 @@ def make_scene(
     spec.visual.map.znear = 0.02
     spec.visual.map.zfar = 6.0
     spec.stat.extent = 1.0
-    return Scene(spec.compile(), camera, camera_pose, table_height, objects, positions, yaws)
+    model = spec.compile()
+    return Scene(model, camera, camera_pose, origin, table_height, objects, positions, yaws)
+
+
+def _checked_workspace(robot: Embodiment) -> Workspace:
+    """The robot's workspace, once it is certain that the robot can work at the table."""
+    if robot.model_path.suffix.lower() == ".urdf":
+        raise ValueError(f"the simulation needs an MJCF model; {robot.name!r} names a URDF")
+    if set(robot.hands) != {"left", "right"}:
+        raise ValueError(
+            f"the simulation needs a left and a right hand; {robot.name!r} describes "
+            f"{', '.join(robot.hands) or 'none'} under hands"
+        )
+    if robot.workspace is None:
+        raise ValueError(
+            f"the simulation needs to know where {robot.name!r} has its table; add workspace: "
+            "{origin: [x, y, z], floor: z} to its YAML"
+        )
+    return robot.workspace
 
 
 def _jittered(pose: CameraPose, rng: np.random.Generator) -> CameraPose:
@@ -134,8 +156,13 @@ def _add_texture(spec: mujoco.MjSpec, name: str, number: int) -> None:
 
 
 def _add_table(
-    spec: mujoco.MjSpec, height: float, textures: NDArray[np.int64], rng: np.random.Generator
+    spec: mujoco.MjSpec,
+    origin: tuple[float, float, float],
+    floor: float,
+    textures: NDArray[np.int64],
+    rng: np.random.Generator,
 ) -> None:
+    x, y, height = origin
     _add_texture(spec, "table_top", textures[0])
     _add_texture(spec, "ground", textures[1])
     near = rng.uniform(0.18, 0.22)
@@ -143,7 +170,7 @@ def _add_table(
     spec.worldbody.add_geom(
         name="table_top",
         type=mujoco.mjtGeom.mjGEOM_BOX,
-        pos=[(near + far) / 2, 0, height - 0.02],
+        pos=[x + (near + far) / 2, y, height - 0.02],
         size=[(far - near) / 2, half_width, 0.02],
         material="table_top",
         contype=0,
@@ -152,7 +179,7 @@ def _add_table(
     spec.worldbody.add_geom(
         name="ground",
         type=mujoco.mjtGeom.mjGEOM_PLANE,
-        pos=[0, 0, -0.79],
+        pos=[0, 0, floor],
         size=[4, 4, 0.1],
         material="ground",
         contype=0,

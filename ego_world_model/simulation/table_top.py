@@ -53,7 +53,7 @@ class TableTop:
     """A robot doing one task after the other at a table.
 
     Args:
-        robot: the embodiment; its model must be MJCF.
+        robot: the embodiment; MJCF, with two hands and a ``workspace``.
         seed: scene, tasks and motion are a function of (split, seed, task).
         split: "train", "validation" or "test"; they share no object, texture or seed.
         task: do only this task (see ``TASKS``); None mixes them.
@@ -64,7 +64,7 @@ class TableTop:
             where whoever watches assumes the nominal mount.
 
     Raises:
-        ValueError: for an unknown split or task.
+        ValueError: for an unknown split or task, or a robot that lacks what the table needs.
     """
 
     def __init__(
@@ -165,6 +165,7 @@ class TableTop:
 
         Args:
             times: (T,) seconds from now, rising. q: (T, nq) radians; clipped to joint limits.
+                Coupled joints follow their drivers, whatever q says of them.
 
         Raises:
             ValueError: if the shapes differ, or a number is not finite, or times do not rise.
@@ -182,7 +183,7 @@ class TableTop:
         if times[0] > 0:  # begin where the robot is
             times = np.concatenate([[0.0], times])
             q = np.vstack([self.joint_positions, q])
-        q = np.clip(q, self.robot.lower, self.robot.upper)
+        q = self.robot.coupled(np.clip(q, self.robot.lower, self.robot.upper))
         plan = FollowedPlan(times, q)
         self._pending = None
         self._segments = [_Segment(self.time, plan, "follow a joint trajectory", "follow")]

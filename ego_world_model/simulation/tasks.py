@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from transforms3d.euler import euler2mat
 
 from ego_world_model.embodiment import Embodiment
@@ -23,6 +23,7 @@ from ego_world_model.simulation.scene import Scene
 
 SIDES = ("left", "right")
 _ATTEMPTS = 30
+_CORRECTIONS = 3  # of the wrist's place, where an arm cannot turn the hand as asked
 _TASK_WEIGHTS = {
     "reach": 0.14,
     "grasp": 0.36,
@@ -49,9 +50,9 @@ class TaskPlanner:
 
     def __init__(self, robot: Embodiment, scene: Scene, rng: np.random.Generator) -> None:
         self._robot, self._scene, self._rng = robot, scene, rng
-        kinematics = HandKinematics(robot)
-        self._solver = ArmSolver(robot, kinematics.model)
-        self._rehearsal = Rehearsal(robot, scene, kinematics)
+        self._kinematics = HandKinematics(robot)
+        self._solver = ArmSolver(robot, self._kinematics.model)
+        self._rehearsal = Rehearsal(robot, scene, self._kinematics)
         self._builders: Mapping[str, Callable[[NDArray, ObjectState], TaskPlan]] = {
             "reach": self._reach,
             "grasp": self._grasp,
@@ -98,6 +99,7 @@ class TaskPlanner:
             start = q.copy()
             for side, value in values.items():
                 start[self._joints(side)] = value
+            start = self._robot.coupled(start)
             if self._rehearsal.is_clear(start[None]):
                 return start
         return q.copy()
@@ -111,7 +113,7 @@ class TaskPlanner:
         tracks = self._start(q)
         roll, pitch, yaw = self._wrist_angles()
         yaw *= _sign(side)
-        lowest = self._lowest(roll, pitch)
+        lowest = self._lowest(side, roll, pitch)
         above = target + (-0.1, 0.0, item.height / 2 + self._rng.uniform(0.02, 0.06))
         above[2] = max(above[2], lowest)
         value = self._value(side, above, roll, pitch, 0.5 * yaw, self._rng.uniform(0, 0.3))
@@ -134,11 +136,15 @@ class TaskPlanner:
         floor = self._scene.table_height
         height = max(centre[2], floor + 0.055 + 0.03 * np.sin(roll))
 
+        chain = self._robot.hands[side]
+
         def wrist_at(point: NDArray, lift: float, back: float, flex: float) -> NDArray:
             rotation = self._rotation(side, roll, pitch, yaw)
             grasp = np.array([point[0], point[1], height + lift])
-            position = grasp - rotation @ self._robot.hands[side].grasp_point
-            return self._value_at(side, rotation, position - back * rotation[:, 0], flex)
+            position = grasp - rotation @ chain.grasp_point
+            forward = rotation @ chain.axes[:, 0]
+            place = position - back * forward
+            return self._value_at(side, rotation, place, flex, held=chain.grasp_point)
 
         track = self._start(q)
         hand = track[side]
@@ -185,7 +191,8 @@ class TaskPlanner:
                 contact: NDArray = contact,
             ) -> NDArray:
                 point = centre + move + (0, sign * (item.radius + out), up + raised)
-                return self._value_at(side, rotation, point - rotation @ contact, -0.5)
+                place = point - rotation @ contact
+                return self._value_at(side, rotation, place, -0.5, held=contact)
 
             still = np.zeros(3)
             for move, out, up, seconds in (
@@ -210,12 +217,14 @@ class TaskPlanner:
         tracks = self._start(q)
         x, y = rng.uniform(0.2, 0.26), rng.uniform(-0.04, 0.04)
         rolls = {below: rng.uniform(0.0, 0.7), above: rng.uniform(0.0, 0.35)}
-        base = self._lowest(rolls[below], 0.1)
-        heights = {below: base, above: base + 0.12 + 0.115 * np.sin(rolls[above])}
+        base = self._lowest(below, rolls[below], 0.1)
+        thumb = self._robot.hands[above].thumb_reach
+        heights = {below: base, above: base + 0.12 + thumb * np.sin(rolls[above])}
         for side in (above, below):
             roll = rolls[side]
             inward = _sign(side) * rng.uniform(-0.07, 0.02)
             position = np.array([x + rng.uniform(-0.02, 0.03), y + inward, heights[side]])
+            position[:2] += self._scene.origin[:2]
             yaw = -_sign(side) * rng.uniform(0.1, 0.6)
             flex = rng.uniform(0.0, 0.5)
             aside = position + (-0.02, _sign(side) * 0.15, 0)
@@ -287,15 +296,15 @@ class TaskPlanner:
         self, task: str, instruction: str, q: NDArray, tracks: dict[str, Track]
     ) -> TaskPlan:
         moves = [*tracks.values()]
-        torso = [name for name in self._robot.joint_names if name.startswith("waist")]
+        torso = self._robot.torso
         if torso and task in ("free", "idle", "reach") and self._rng.random() < 0.12:
-            joints = self._robot.indices(tuple(torso))
+            joints = self._robot.indices(torso)
             waist = Track.starting_at(joints, np.full(len(torso), 0.25), q[joints])
             waist.move(self._rng.uniform(-0.06, 0.06, len(torso)), at_least=0.8)
             waist.move(np.zeros(len(torso)), at_least=0.8)
             moves.append(waist)
         pad_to_common_end(moves)
-        return TaskPlan(task, instruction, JointPlan(q.copy(), tuple(moves)))
+        return TaskPlan(task, instruction, JointPlan(self._robot, q.copy(), tuple(moves)))
 
     def _joints(self, side: str) -> NDArray[np.intp]:
         hand = self._robot.hands[side]
@@ -306,8 +315,10 @@ class TaskPlanner:
         return np.clip(value, self._robot.lower[joints], self._robot.upper[joints])
 
     def _rotation(self, side: str, roll: float, pitch: float, yaw: float) -> NDArray[np.float64]:
-        """Wrist orientation: yaw, then pitch (fingers down), then roll (palm down); radians."""
-        return euler2mat(yaw, pitch, _sign(side) * roll, "rzyx")
+        """Orientation of the wrist link where the hand yaws, then pitches (fingers down), then
+        rolls (palm down); radians."""
+        hand = euler2mat(yaw, pitch, _sign(side) * roll, "rzyx")
+        return hand @ self._robot.hands[side].axes.T
 
     def _value(
         self,
@@ -321,23 +332,37 @@ class TaskPlanner:
         return self._value_at(side, self._rotation(side, roll, pitch, yaw), position, flex)
 
     def _value_at(
-        self, side: str, rotation: NDArray, position: NDArray, flex: float
+        self,
+        side: str,
+        rotation: NDArray,
+        position: NDArray,
+        flex: float,
+        *,
+        held: ArrayLike = (0.0, 0.0, 0.0),
     ) -> NDArray[np.float64]:
         """Arm and finger joints (n,) for a wrist pose and how far the hand is closed (0 to 1;
         below 0 the thumb is spread back).
 
-        The search starts at the neutral pose, so that the elbow always lies the same way.
+        The search starts at the neutral pose, so that the elbow always lies the same way. An arm
+        that cannot turn its hand freely brings ``held``, a point in the wrist's frame, to where
+        it would be in the pose.
         """
+        hand = self._robot.hands[side]
         pose = np.eye(4)
         pose[:3, :3], pose[:3, 3] = rotation, position
         q = self._solver.reach({side: pose}, self._robot.neutral, iterations=40)
-        hand = self._robot.hands[side]
+        for _ in range(0 if hand.turns_freely else _CORRECTIONS):
+            turned = self._kinematics.link_poses(q, [hand.wrist])[0, :3, :3]
+            pose[:3, 3] = position + (rotation - turned) @ held
+            q = self._solver.reach({side: pose}, self._robot.neutral, iterations=40)
         fingers = np.array(hand.open) + flex * (np.array(hand.closed) - np.array(hand.open))
         return self._clip(side, np.concatenate([q[self._robot.indices(hand.arm)], fingers]))
 
-    def _lowest(self, roll: float, pitch: float) -> float:
+    def _lowest(self, side: str, roll: float, pitch: float) -> float:
         """Height (m) at which a wrist's thumb (palm down) and fingers (pitched) clear the table."""
-        thumb, fingers = 0.115 * max(0.0, np.sin(roll)), 0.17 * max(0.0, np.sin(pitch))
+        hand = self._robot.hands[side]
+        thumb = hand.thumb_reach * max(0.0, np.sin(roll))
+        fingers = hand.finger_reach * max(0.0, np.sin(pitch))
         return self._scene.table_height + 0.055 + max(thumb, fingers)
 
     def _wrist_angles(self) -> tuple[float, float, float]:
@@ -352,7 +377,7 @@ class TaskPlanner:
         rng, sign = self._rng, _sign(side)
         sampled_roll, pitch, yaw = self._wrist_angles()
         roll = sampled_roll if roll is None else roll
-        lowest = self._lowest(roll, pitch)
+        lowest = self._lowest(side, roll, pitch)
         position = np.array(
             [
                 rng.uniform(0.17, 0.29),
@@ -361,6 +386,7 @@ class TaskPlanner:
                 rng.uniform(lowest, max(lowest + 0.03, self._scene.table_height + 0.23)),
             ]
         )
+        position[:2] += self._scene.origin[:2]
         closing = rng.uniform(0.0, 0.85) if flex is None else flex
         value = self._value(side, position, roll, pitch, sign * yaw, closing)
         hand = self._robot.hands[side]
@@ -396,7 +422,7 @@ class TaskPlanner:
     def _side_and_object(self, objects: ObjectState) -> tuple[str, int]:
         small = [i for i, item in enumerate(self._scene.objects) if not item.for_two_hands]
         i = int(self._rng.choice(small or range(len(self._scene.objects))))
-        y = objects.poses[i, 1]
+        y = objects.poses[i, 1] - self._scene.origin[1]
         likely = 0.5 + 0.5 * np.clip(y / 0.04, -1, 1)  # the nearer hand, mostly
         return ("left" if self._rng.random() < likely else "right"), i
 
@@ -406,6 +432,7 @@ class TaskPlanner:
         others = [i for i in range(len(self._scene.objects)) if i != moving]
         for _ in range(_ATTEMPTS):
             x, y = self._rng.uniform(0.28, 0.38), _sign(side) * self._rng.uniform(0.0, 0.22)
+            x, y = x + self._scene.origin[0], y + self._scene.origin[1]
             gaps = [
                 np.linalg.norm(objects.poses[i, :2] - (x, y))
                 - self._scene.objects[i].radius
