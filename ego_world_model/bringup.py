@@ -114,6 +114,11 @@ COMMON_ARGUMENTS = (
     Argument(
         "log_level", "info", "what the nodes print", ("debug", "info", "warn", "error", "fatal")
     ),
+    Argument(
+        "embodiment",
+        "",
+        "robot: a built-in name or the path of its YAML; empty: as in params_file",
+    ),
     Argument("checkpoint", "", "world model: name or folder; empty: as in params_file"),
     Argument(
         "motion_source",
@@ -147,17 +152,30 @@ CAMERA_REMAPS = {
 }
 
 COMMON_NODES = (
-    NodeEntry("robot_sim", "robot_sim", remaps=CAMERA_REMAPS, condition="sim"),
+    NodeEntry(
+        "robot_sim",
+        "robot_sim",
+        parameters={"embodiment": "{embodiment}"},
+        remaps=CAMERA_REMAPS,
+        condition="sim",
+    ),
     NodeEntry(
         "hand_kinematics",
         "hand_kinematics",
-        parameters={"publish_camera_tf": "{publish_camera_tf}"},
+        parameters={
+            "embodiment": "{embodiment}",
+            "publish_camera_tf": "{publish_camera_tf}",
+        },
         remaps=CAMERA_REMAPS,
     ),
     NodeEntry(
         "world_model",
         "world_model",
-        parameters={"checkpoint": "{checkpoint}", "motion_source": "{motion_source}"},
+        parameters={
+            "embodiment": "{embodiment}",
+            "checkpoint": "{checkpoint}",
+            "motion_source": "{motion_source}",
+        },
         remaps=CAMERA_REMAPS,
     ),
     NodeEntry("viewer", "viewer", remaps=CAMERA_REMAPS, condition="viewer"),
@@ -172,7 +190,7 @@ COMMON_NODES = (
 )
 
 BRINGUPS: dict[str, Bringup] = {
-    "g1": Bringup("g1", COMMON_ARGUMENTS, COMMON_NODES),
+    robot: Bringup(robot, COMMON_ARGUMENTS, COMMON_NODES) for robot in ("g1", "h1")
 }
 
 
