@@ -25,6 +25,9 @@ def _group() -> None:
 
 
 app.command("bag")(recordings.bag)
+app.command("humanoid-everyday")(recordings.humanoid_everyday)
+app.command("xr-teleoperate")(recordings.xr_teleoperate)
+app.command("lerobot")(recordings.lerobot)
 
 
 @app.command("released")

@@ -13,6 +13,7 @@ import bags
 from bags import IMAGE_TOPIC, camera_messages, joint_messages, stamp, write_bag
 from recordings import (
     HEIGHT,
+    KINEMATICS,
     ROBOT,
     WIDTH,
     assert_kinematics,
@@ -237,6 +238,46 @@ def test_an_import_goes_on_where_it_stopped_and_tries_rejected_bags_again(tmp_pa
     assert (out / "data/chunk-000/file-000.parquet").read_bytes() == before
     refused = run(tmp_path / "runs", out, "--max-seconds", 5)
     assert refused.exit_code != 0 and "max_seconds" in refused.output
+
+
+def test_an_import_interrupted_inside_a_recording_does_not_repeat_its_episodes(tmp_path):
+    """After Ctrl-C the finished parts stay, and the next run writes the others only."""
+    from ego_world_model.data.importers.bag import BagSource
+    from ego_world_model.data.importers.bag_topics import TopicOptions
+    from ego_world_model.data.importers.run import ImportOptions, run_import
+
+    bag = write_bag(tmp_path / "bag", camera_messages(FRAMES) + joint_messages(STATES))
+    options = ImportOptions(fps=10, min_seconds=0.5, max_seconds=0.6)
+
+    class Interrupted(BagSource):
+        def frames(self, tally):
+            for frame in super().frames(tally):
+                if frame.number == 14:
+                    raise KeyboardInterrupt
+                yield frame
+
+    def source(kind):
+        return kind(bag, root=bag, kinematics=KINEMATICS, options=TopicOptions())
+
+    out = tmp_path / "out"
+    with pytest.raises(KeyboardInterrupt):
+        run_import([source(Interrupted)], KINEMATICS, out, options)
+    assert DatasetReader(out).lengths.tolist() == [6, 6]
+    first = DatasetReader(out).episode(0)
+    run_import([source(BagSource)], KINEMATICS, out, options)
+    reader = check_sound(out)
+    assert reader.lengths.tolist() == [6, 6, 6]  # the last two frames are too short a run
+    assert [r.metadata["source_frames"][0] for r in reader.records] == [0, 6, 12]
+    np.testing.assert_array_equal(reader.episode(0).images, first.images)
+    assert report_of(out)["bag"]["tally"]["dropped"]["run without a gap is too short"][0] == 2
+
+
+def test_a_camera_slower_than_the_dataset_is_told_with_its_rate(tmp_path):
+    bag = write_bag(tmp_path / "bag", camera_messages(FRAMES) + joint_messages(STATES))
+    assert run(bag, tmp_path / "out", "--fps", 30).exit_code == 1
+    entry = report_of(tmp_path / "out")["bag"]
+    assert "10.0 usable frames a second, the dataset has 30" in entry["reason"]
+    assert "--fps 10" in entry["remedy"]
 
 
 def test_size_and_long_runs(tmp_path):

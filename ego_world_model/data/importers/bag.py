@@ -277,7 +277,7 @@ class _States:
                 key = "dex3/right_middle_first"
             return self._motors(topic, naming.wire_order(self._robot, key), message.motor_state)
         assert kind == MOTOR_STATES
-        names = naming.inspire_names("right") + naming.inspire_names("left")
+        names = naming.wire_order(self._robot, "inspire/state")
         return self._motors(topic, names, message.states)
 
     @staticmethod

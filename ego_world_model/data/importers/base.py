@@ -48,12 +48,14 @@ class Tally:
 
     Attributes:
         read: frames that the recording holds (those that could be looked at).
+        rate: frames a second that the recording holds on average, None before two were read.
         thinned: frames left out because the recording is faster than the dataset.
         dropped: reason → [count, first example].
         notes: assumptions, each once.
     """
 
     read: int = 0
+    rate: float | None = None
     thinned: int = 0
     written: int = 0
     episodes: int = 0
@@ -104,3 +106,12 @@ def source_name(path: Path, root: Path) -> str:
 def spell_out(name: str) -> str:
     """A folder's name as an instruction: ``pick_up-cup`` → ``pick up cup``."""
     return " ".join(name.replace("_", " ").replace("-", " ").split())
+
+
+def one_eye(image: NDArray[np.uint8], tally: Tally) -> NDArray[np.uint8]:
+    """(H, W, 3) → the left half of a side-by-side stereo picture; others unchanged."""
+    height, width = image.shape[:2]
+    if width < 2.5 * height:
+        return image
+    tally.note(f"pictures are {width}x{height}, two eyes side by side: the left half is used")
+    return image[:, : width // 2]

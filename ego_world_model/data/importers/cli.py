@@ -120,6 +120,127 @@ def bag(
     )
 
 
+def humanoid_everyday(
+    path: Annotated[Path, typer.Argument(help="Folder of unpacked tasks, a task or an episode.")],
+    out: _Out,
+    robot: _Robot = "g1_dex3",
+    index_first: Annotated[
+        bool, typer.Option(help="The right Dex3 hand lists index before middle.")
+    ] = False,
+    fps: _Fps = 30.0,
+    size: _Size = None,
+    camera_info: _Camera = None,
+    task: _Task = None,
+    split: _SplitOption = _Split.train,
+    storage: _StorageOption = None,
+    min_seconds: _MinSeconds = 1.0,
+    max_seconds: _MaxSeconds = 20.0,
+) -> None:
+    """Import Humanoid Everyday episodes (<task>/episode_N/data.json with color/)."""
+
+    def sources(kinematics: HandKinematics) -> Iterable[Source]:
+        from ego_world_model.data.importers.episode_folders import find_episodes
+        from ego_world_model.data.importers.humanoid_everyday import HumanoidEverydaySource
+
+        for folder in find_episodes(path):
+            yield HumanoidEverydaySource(
+                folder, root=path, kinematics=kinematics, index_first=index_first
+            )
+
+    _run(
+        sources,
+        out,
+        robot=robot,
+        fps=fps,
+        size=size,
+        camera_info=camera_info,
+        task=task,
+        split=split,
+        storage=storage,
+        min_seconds=min_seconds,
+        max_seconds=max_seconds,
+    )
+
+
+def xr_teleoperate(
+    path: Annotated[Path, typer.Argument(help="Folder of tasks, a task or an episode.")],
+    out: _Out,
+    robot: _Robot = "g1_dex3",
+    camera: Annotated[str, typer.Option(help="Head camera among an item's colors.")] = "color_0",
+    fps: _Fps = 30.0,
+    size: _Size = None,
+    camera_info: _Camera = None,
+    task: _Task = None,
+    split: _SplitOption = _Split.train,
+    storage: _StorageOption = None,
+    min_seconds: _MinSeconds = 1.0,
+    max_seconds: _MaxSeconds = 20.0,
+) -> None:
+    """Import episodes of Unitree's xr_teleoperate recorder (episode_NNNN/data.json)."""
+
+    def sources(kinematics: HandKinematics) -> Iterable[Source]:
+        from ego_world_model.data.importers.episode_folders import find_episodes
+        from ego_world_model.data.importers.xr_teleoperate import XrTeleoperateSource
+
+        for folder in find_episodes(path):
+            yield XrTeleoperateSource(folder, root=path, kinematics=kinematics, camera=camera)
+
+    _run(
+        sources,
+        out,
+        robot=robot,
+        fps=fps,
+        size=size,
+        camera_info=camera_info,
+        task=task,
+        split=split,
+        storage=storage,
+        min_seconds=min_seconds,
+        max_seconds=max_seconds,
+    )
+
+
+def lerobot(
+    path: Annotated[Path, typer.Argument(help="Folder of a LeRobot set (v2.0, v2.1 or v3.0).")],
+    out: _Out,
+    robot: _Robot = "g1_dex3",
+    image_key: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="Head camera, such as observation.images.cam_left_high."),
+    ] = None,
+    fps: _Fps = 30.0,
+    size: _Size = None,
+    camera_info: _Camera = None,
+    task: _Task = None,
+    split: _SplitOption = _Split.train,
+    storage: _StorageOption = None,
+    min_seconds: _MinSeconds = 1.0,
+    max_seconds: _MaxSeconds = 20.0,
+) -> None:
+    """Import a Unitree LeRobot set: joints by their names, each episode as a recording."""
+
+    def sources(kinematics: HandKinematics) -> Iterable[Source]:
+        from ego_world_model.data.importers.lerobot import LeRobotSet, LeRobotSource
+
+        content = LeRobotSet.open(path, image_key=image_key)
+        for episode in content.episodes:
+            yield LeRobotSource(content, episode, kinematics)
+
+    _run(
+        sources,
+        out,
+        robot=robot,
+        fps=fps,
+        size=size,
+        camera_info=camera_info,
+        task=task,
+        split=split,
+        storage=storage,
+        min_seconds=min_seconds,
+        max_seconds=max_seconds,
+    )
+
+
 def _run(
     sources: Callable[[HandKinematics], Iterable[Source]],
     out: Path,

@@ -36,28 +36,23 @@ _INSPIRE_RANGES = {
 
 
 def inspire_names(side: str) -> tuple[str, ...]:
-    """The six driven joints of an Inspire hand in the order of its wire format."""
+    """The six driven joints of an Inspire hand in the order in which all its formats list them."""
     return tuple(f"{side[0].upper()}_{joint}" for joint, _, _ in _INSPIRE.values())
 
 
-def inspire_radians(names: Sequence[str], values: ArrayLike) -> NDArray[np.float64]:
-    """(n,) values 0 (closed) to 1 (open) of Inspire joints → radians; other joints unchanged.
+def _inspire_radians(name: str, value: float) -> float:
+    """0 (closed) to 1 (open) → radians of an Inspire joint.
 
     Raises:
         RejectedError: a value outside 0..1, which is then no such value.
     """
-    out = np.array(values, dtype=np.float64)
-    for i, name in enumerate(names):
-        if name not in _INSPIRE_RANGES:
-            continue
-        if not -0.05 <= out[i] <= 1.05:
-            raise RejectedError(
-                f"{name} is {out[i]:g}, but Inspire hands report 0 (closed) to 1 (open)",
-                "check which message or field holds the hands' positions",
-            )
-        low, high = _INSPIRE_RANGES[name]
-        out[i] = high - np.clip(out[i], 0.0, 1.0) * (high - low)
-    return out
+    if not -0.05 <= value <= 1.05:
+        raise RejectedError(
+            f"{name} is {value:g}, but Inspire hands report 0 (closed) to 1 (open)",
+            "check which message or field holds the hands' positions",
+        )
+    low, high = _INSPIRE_RANGES[name]
+    return high - min(max(value, 0.0), 1.0) * (high - low)
 
 
 def joint_name(name: str, robot: Embodiment) -> str | None:
@@ -88,7 +83,8 @@ class JointMap:
         names: the recording's names, one per value.
         required: joints without which hands cannot be placed.
         where: what the names come from, for messages.
-        normalised: whether Inspire joints come as 0..1 instead of radians.
+        normalised: whether Inspire joints come as 0..1 instead of radians; under Unitree's own
+            names (``kLeftHandPinky``) they always do.
 
     Raises:
         RejectedError: required joints are missing, or two values claim one joint.
@@ -104,9 +100,14 @@ class JointMap:
         tally: Tally,
         normalised: bool = False,
     ) -> None:
-        self.robot, self.names, self._normalised = robot, tuple(names), normalised
+        self.robot, self.names = robot, tuple(names)
         found = [joint_name(name, robot) for name in names]
         self.joints = tuple(joint for joint in found if joint is not None)
+        self._normalised = [
+            joint
+            for name, joint in zip(names, found, strict=True)
+            if joint in _INSPIRE_RANGES and (normalised or name.startswith("k"))
+        ]
         self._source = np.array([i for i, joint in enumerate(found) if joint is not None], np.intp)
         twice = sorted({joint for joint in self.joints if self.joints.count(joint) > 1})
         if twice:
@@ -128,10 +129,10 @@ class JointMap:
         values = np.asarray(values, dtype=np.float64)
         if values.shape != (len(self.names),):
             raise ValueError(f"{len(self.names)} joints are named but {values.shape} values given")
-        chosen = values[self._source]
-        if self._normalised:
-            chosen = inspire_radians(self.joints, chosen)
-        return dict(zip(self.joints, chosen.tolist(), strict=True))
+        out = dict(zip(self.joints, values[self._source].tolist(), strict=True))
+        for joint in self._normalised:
+            out[joint] = _inspire_radians(joint, out[joint])
+        return out
 
 
 def required_joints(kinematics: HandKinematics) -> tuple[str, ...]:
@@ -162,6 +163,13 @@ def refuse_missing(
         (f"{guess}; " if guess else "")
         + "rename the joints in the recording, or give the robot's own embodiment with --robot",
     )
+
+
+def vector(robot: Embodiment, joints: Mapping[str, float]) -> NDArray[np.float64]:
+    """(nq,) rad, NaN where ``joints`` says nothing: commanded positions, which may be few."""
+    q = np.full(len(robot.joint_names), np.nan)
+    q[robot.indices(tuple(joints))] = list(joints.values())
+    return q
 
 
 def note_assumed(robot: Embodiment, joints: Sequence[str], tally: Tally) -> None:

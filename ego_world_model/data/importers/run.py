@@ -143,6 +143,11 @@ def _import_source(
 def _nothing_left(tally: Tally, options: ImportOptions) -> RejectedError:
     if not tally.read:
         return RejectedError("no camera frames", "record the camera's topic or folder too")
+    if tally.rate is not None and tally.rate < 0.75 * options.fps:
+        return RejectedError(
+            f"{tally.rate:.1f} usable frames a second, the dataset has {options.fps:g}",
+            f"record faster, or make a dataset with --fps {max(1, round(tally.rate))}",
+        )
     reason, (count, example) = max(
         tally.dropped.items(), key=lambda item: item[1][0], default=("too short", [0, ""])
     )
@@ -158,9 +163,15 @@ def _usable(
     frames: Iterable[SourceFrame], robot: Embodiment, tally: Tally
 ) -> Iterator[SourceFrame]:
     """Frames whose joints a robot of this kind can have."""
+    first: int | None = None
+    count = 0
     for frame in frames:
         problem = outside_limits(robot, frame.q)
         if problem is None:
+            first = frame.stamp if first is None else first
+            if frame.stamp > first:
+                tally.rate = round(count / ((frame.stamp - first) * 1e-9), 3)
+            count += 1
             yield frame
         else:
             tally.drop("joint positions are impossible", f"frame {frame.number}: {problem}")
@@ -188,7 +199,7 @@ def _runs(
             run = []
         try:
             picture = _picture(frame, robot, options, tally)
-        except ValueError as error:
+        except (OSError, ValueError) as error:
             tally.drop("picture cannot be read", f"frame {frame.number}: {error}")
             if enough():
                 yield run
