@@ -115,7 +115,12 @@ def load_state(
         if not (saved / "numbers.json").exists():
             return None
     numbers = json.loads((saved / "numbers.json").read_text())
-    each, state = numbers.pop("processes"), processes()
+    each, state = numbers.pop("processes", None), processes()
+    if each is None:
+        raise ValueError(
+            f"{saved} was saved by an earlier version; start a new run with `init` set to "
+            f"{folder / 'checkpoint'}"
+        )
     if len(each) != state.num_processes:
         raise ValueError(
             f"{saved} was saved by {len(each)} processes and is resumed by {state.num_processes}, "
