@@ -109,6 +109,12 @@ COMMON_ARGUMENTS = (
         "sim", "false", "start the simulated robot instead of waiting for a real one", BOOLEAN
     ),
     Argument("params_file", "", "parameters of all nodes (YAML); empty: config/<robot>.yaml"),
+    Argument(
+        "calibration",
+        "",
+        "the camera's true mount, as `ego-world-model calibrate` writes it (YAML); empty: as in "
+        "params_file",
+    ),
     Argument("namespace", "", "namespace of all nodes and of their relative topics"),
     Argument("use_sim_time", "false", "take the time from /clock, as when a bag plays", BOOLEAN),
     Argument(
@@ -224,13 +230,21 @@ def resolve(
     """The nodes to start for the user's arguments (``given``: name → value, defaults left out).
 
     Raises:
-        BringupError: an unknown argument, a value outside its choices, a missing parameter file.
+        BringupError: an unknown argument, a value outside its choices, a missing parameter file
+            or calibration.
     """
     values = complete(bringup, given)
     share = share_folder() if share is None else share
     parameters_file = Path(values["params_file"] or share / "config" / f"{bringup.robot}.yaml")
     if not parameters_file.is_file():
         raise BringupError(f"params_file {parameters_file} does not exist")
+    files = [parameters_file]
+    if values["calibration"]:
+        files.append(Path(values["calibration"]).expanduser())
+        if not files[-1].is_file():
+            raise BringupError(
+                f"calibration {files[-1]} does not exist; `ego-world-model calibrate` makes one"
+            )
     namespace = values["namespace"].strip("/")
     texts = {**values, "robot": bringup.robot, "share": str(share)}
     specs = []
@@ -244,7 +258,9 @@ def resolve(
                 package=entry.package,
                 executable=entry.executable,
                 namespace=f"/{namespace}" if namespace else "",
-                parameter_files=(str(parameters_file.absolute()),) * entry.takes_parameters,
+                parameter_files=tuple(
+                    str(file.absolute()) for file in files if entry.takes_parameters
+                ),
                 parameters=_parameters(entry, texts),
                 remaps=tuple((source, target) for source, target in remaps if source != target),
                 arguments=tuple(word.format(**texts) for word in entry.arguments),
