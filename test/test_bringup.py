@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import shutil
+import subprocess
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -27,6 +29,7 @@ CASES = [
     ["sim:=true"],
     ["sim:=1", "namespace:=/robot/left", "use_sim_time:=True", "log_level:=debug"],
     ["viewer:=false", "rviz:=true", "checkpoint:=it's here", "motion_source:=predicted"],
+    ["sim:=true", "embodiment:=/home/me/my robot.yaml"],
     ["camera:=/camera/camera", "joint_states:=/g1/joint_states", "publish_camera_tf:=false"],
 ]
 
@@ -118,6 +121,43 @@ def test_the_table_starts_the_graph_of_the_architecture():
     assert names == ["robot_sim", "hand_kinematics", "world_model", "viewer"]
     names = [spec.name for spec in resolve(load_bringup("g1"), {"viewer": "false"})]
     assert names == ["hand_kinematics", "world_model"]  # the real robot is the default
+
+
+@pytest.mark.parametrize(("robot", "embodiment"), [("g1", "g1_dex3"), ("h1", "h1_2_inspire")])
+def test_every_node_has_the_same_robot(root, robot, embodiment):
+    content = yaml.safe_load((root / "config" / f"{robot}.yaml").read_text())
+    named = {
+        key: section["ros__parameters"]["embodiment"]
+        for key, section in content.items()
+        if "embodiment" in section["ros__parameters"]
+    }
+    assert set(named.values()) == {embodiment}
+    specs = resolve(load_bringup(robot), {"sim": "true", "embodiment": "own.yaml"})
+    replaced = {f"/**/{s.name}" for s in specs if s.parameters.get("embodiment") == "own.yaml"}
+    assert replaced == set(named)
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ([], "up g1 sim:=true"),
+        (["viewer:=false"], "up g1 sim:=true viewer:=false"),
+        (["h1"], "up h1 sim:=true"),
+        (["h1", "viewer:=false"], "up h1 sim:=true viewer:=false"),
+        (["--show-args"], "up g1 sim:=true --show-args"),
+    ],
+)
+def test_script_run_starts_the_robot_that_it_is_told(root, tmp_path, words, expected):
+    (tmp_path / "script").mkdir()
+    (tmp_path / "bin").mkdir()
+    shutil.copy(root / "script" / "run", tmp_path / "script" / "run")
+    for name, line in (("script/setup", "exit 0"), ("bin/ego-world-model", 'echo "$@"')):
+        (tmp_path / name).write_text(f"#!/bin/sh\n{line}\n")
+        (tmp_path / name).chmod(0o755)
+    command = [str(tmp_path / "script" / "run"), *words]
+    variables = {**os.environ, "EGO_VENV": str(tmp_path)}
+    done = subprocess.run(command, env=variables, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == expected
 
 
 def test_real_launch_makes_the_description():

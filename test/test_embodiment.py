@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +11,11 @@ import yaml
 
 from ego_world_model.embodiment import builtin_embodiments, load_embodiment
 from ego_world_model.kinematics import HandKinematics
+from ego_world_model.simulation import TableTop
 
 
 def test_builtin_robots_are_listed() -> None:
-    assert "g1_dex3" in builtin_embodiments()
+    assert builtin_embodiments() == ("g1_dex3", "h1_2_inspire", "h1_inspire")
     with pytest.raises(FileNotFoundError, match="g1_dex3"):
         load_embodiment("g1_dex4")
 
@@ -82,6 +84,129 @@ def test_a_users_urdf_serves_like_a_builtin_robot(own_robot: Path) -> None:
     assert given[0] == pytest.approx(0.2 + 0.09 * np.cos(0.3))
     # The camera looks straight down from half a metre.
     assert fk.hand_joints({}).positions[0, 2] == pytest.approx(0.5, abs=1e-5)
+
+
+@pytest.fixture
+def desk_arm(root: Path, tmp_path: Path) -> Path:
+    """The robot of the tutorial, from the page itself."""
+    page = (root / "docs" / "embodiments.md").read_text()
+    for kind, name in (("xml", "desk_arm.urdf"), ("yaml", "desk_arm.yaml")):
+        (block,) = re.findall(rf"```{kind}\n(.*?)```", page, re.DOTALL)
+        (tmp_path / name).write_text(block)
+    return tmp_path / "desk_arm.yaml"
+
+
+def test_the_tutorials_robot_works_as_the_page_says(desk_arm: Path) -> None:
+    robot = load_embodiment(desk_arm)
+    fk = HandKinematics(robot)
+    joints = fk.hand_joints(robot.neutral)
+    assert joints.valid.sum() == 5 and robot.extra_slots == ("right_elbow",)
+    assert robot.camera.contains(robot.camera.project(joints.positions[joints.valid])).all()
+    # Both fingers open by the same angle: the tips lie mirrored about the gripper's x axis.
+    tips = ["right_thumb_tip", "right_index_tip"]
+    thumb, index = fk.slot_positions(robot.q_from({"grip": 0.3})[None], tips)[0]
+    expected = (0.45 + 0.06 + 0.05 * np.cos(0.3), 0.02 + 0.05 * np.sin(0.3))
+    assert thumb[:2] == pytest.approx((expected[0], -0.1 + expected[1]))
+    assert index[:2] == pytest.approx((expected[0], -0.1 - expected[1]))
+    # Three joints place the gripper; the fingers of the state come along.
+    wanted = fk.hand_state(robot.q_from({"shoulder": 0.5, "elbow": -0.6, "grip": 0.4}))
+    solved = fk.solve(wanted, robot.neutral)
+    assert np.abs(fk.hand_state(solved).translation - wanted.translation).max() < 1e-3
+    grip, follower = (solved[robot.joint_names.index(n)] for n in ("grip", "grip_follower"))
+    assert grip == pytest.approx(0.4) and follower == grip
+    with pytest.raises(ValueError, match="needs an MJCF model; 'desk_arm' names a URDF"):
+        TableTop(robot, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda d: d.update(slot=d.pop("slots")), "field 'slots' is missing"),
+        (lambda d: d.update(slot={}), "unknown field 'slot'; known are name, model"),
+        (lambda d: d["camera"].update(fov=60), "unknown field 'camera.fov'"),
+        (lambda d: d["camera"].update(frame="optic"), "camera.frame is 'optic'; write body"),
+        (lambda d: d["camera"].update(fx="wide"), "camera must be finite numbers"),
+        (lambda d: d["camera"].update(fx=-1.0), "positive size and focal lengths"),
+        (lambda d: d["hands"]["right"].update(wrist="hand"), "hands.right.wrist 'hand' is no link"),
+        (
+            lambda d: d["hands"]["right"].update(fingers=["grip_follower"]),
+            "hands.right names 'grip_follower', which follows 'grip'; name only the joint",
+        ),
+        (lambda d: d["hands"]["right"].update(open=[]), "one angle per finger joint"),
+        (lambda d: d["hands"]["right"].pop("closed"), "field 'hands.right.closed' is missing"),
+        (lambda d: d["hands"].update(middle=d["hands"]["right"]), "hands are left and right"),
+        (lambda d: d.update(torso=["waist"]), "torso names 'waist', no joint of desk_arm.urdf"),
+        (lambda d: d.update(torso="shoulder"), "torso must be a list of joint names"),
+        (lambda d: d.update(neutral={"grip": "wide"}), "neutral.grip must be a finite number"),
+        (lambda d: d.update(workspace={"origin": [0, 0, 0]}), "'workspace.floor' is missing"),
+        (lambda d: d.update(slots={}), "slots is empty"),
+    ],
+)
+def test_a_wrong_description_is_told_what_to_write(desk_arm: Path, change, message: str) -> None:
+    description = yaml.safe_load(desk_arm.read_text())
+    change(description)
+    desk_arm.write_text(yaml.safe_dump(description))
+    with pytest.raises(ValueError, match=message) as error:
+        load_embodiment(desk_arm)
+    assert str(desk_arm) in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('<mimic joint="grip"/>', '<mimic joint="grap"/>', "follows 'grap', which is no movable"),
+        ('<mimic joint="grip"/>', '<mimic joint="grip" offset="-2"/>', "no position of 'grip'"),
+        ('type="revolute"', 'type="continuous"', "bounded hinges"),
+        ("</robot>", "", "pinocchio cannot read this URDF"),
+    ],
+)
+def test_a_wrong_model_is_told_why(desk_arm: Path, old: str, new: str, message: str) -> None:
+    model = desk_arm.with_suffix(".urdf")
+    assert old in model.read_text()
+    model.write_text(model.read_text().replace(old, new))
+    with pytest.raises(ValueError, match=message):
+        load_embodiment(desk_arm)
+
+
+def test_couplings_of_mjcf_are_read_as_mujoco_compiles_them(tmp_path: Path) -> None:
+    """From an included file, with its offset; a curved one is refused."""
+    (tmp_path / "coupling.xml").write_text(
+        """<mujocoinclude><equality>
+          <joint joint1="b" joint2="a" polycoef="0.1 2 0 0 0"/>
+        </equality></mujocoinclude>"""
+    )
+    (tmp_path / "own.xml").write_text(
+        """<mujoco><compiler angle="radian" boundmass="0.01" boundinertia="0.001"/>
+          <include file="coupling.xml"/>
+          <worldbody><body name="base"><body name="palm">
+            <joint name="a" axis="0 0 1" range="0 1"/>
+            <body name="tip" pos="0.1 0 0"><joint name="b" axis="0 0 1" range="0 1.1"/></body>
+          </body></body></worldbody></mujoco>"""
+    )
+    description = {
+        "name": "own",
+        "model": "own.xml",
+        "root": "base",
+        "camera": {
+            "link": "base",
+            "width": 64,
+            "height": 48,
+            "fx": 60,
+            "fy": 60,
+            "cx": 32,
+            "cy": 24,
+        },
+        "slots": {"left_wrist": {"link": "palm"}},
+    }
+    path = tmp_path / "own.yaml"
+    path.write_text(yaml.safe_dump(description))
+    robot = load_embodiment(path)
+    assert robot.q_from({"a": 0.3}) == pytest.approx([0.3, 0.7])
+    assert (robot.lower[0], robot.upper[0]) == pytest.approx((0.0, 0.5))  # b ends at 1.1
+    text = (tmp_path / "coupling.xml").read_text()
+    (tmp_path / "coupling.xml").write_text(text.replace("0.1 2 0 0 0", "0.1 2 1 0 0"))
+    with pytest.raises(ValueError, match="coupling of 'b' to 'a' is not linear"):
+        load_embodiment(path)
 
 
 @pytest.mark.parametrize(

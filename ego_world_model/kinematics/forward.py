@@ -190,7 +190,7 @@ class HandKinematics:
         """Wrist poses in the camera and finger angles; see ``HandState``."""
         q = self.q_from(q)
         to_camera = np.linalg.inv(self.camera_pose(q, camera))
-        count = max(len(hand.fingers) for hand in self.robot.hands.values())
+        count = max((len(hand.fingers) for hand in self.robot.hands.values()), default=0)
         translation, rotation = np.zeros((2, 3)), np.tile([1.0, 0, 0, 0, 1.0, 0], (2, 1))
         fingers, valid = np.zeros((2, count)), np.zeros(2, bool)
         for row, side in enumerate(_SIDES):
