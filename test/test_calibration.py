@@ -18,7 +18,7 @@ from ego_world_model.calibration import (
     corrected_mount,
 )
 from ego_world_model.calibration.output import cautions
-from ego_world_model.embodiment import load_embodiment
+from ego_world_model.embodiment import builtin_embodiments, load_embodiment
 from ego_world_model.kinematics import HandKinematics
 
 TURN, SHIFT = np.radians([5.0, -5.0, 5.0]), np.array([0.03, -0.03, 0.03])
@@ -59,6 +59,31 @@ def test_perturbed_mount_is_recovered_from_12_exact_frames(fk, poses, signs):
     assert metres < 1e-7 and degrees < 1e-5, "exact pixels give the exact mount"
     assert result.nominal_rms > 20 and result.rms < 1e-6
     assert not result.active_bounds and not cautions(result)
+
+
+@pytest.mark.parametrize("name", builtin_embodiments())
+def test_every_robot_can_be_calibrated(name):
+    """Also hands with coupled fingers, whose followers are no unknowns of their own."""
+    kinematics = HandKinematics(load_embodiment(name))
+    robot, mount = kinematics.robot, moved(kinematics)
+    frames = annotated(kinematics, diverse_poses(kinematics, 12), mount)
+    assert off(calibrate(frames, kinematics))[0] < 1e-6
+    for coupling in robot.couplings[:1]:
+        offsets = np.zeros(len(robot.joint_names))
+        followers = [c for c in robot.couplings if c.driver == coupling.driver]
+        offsets[robot.indices((coupling.driver,))] = 0.03
+        for c in followers:
+            offsets[robot.indices((c.follower,))] = 0.03 * c.multiplier
+        poses = diverse_poses(kinematics, 12)
+        frames = annotated(kinematics, poses, mount, offsets=offsets)
+        # exact annotations weigh as such: a prior would pull the zero towards nominal
+        options = CalibrationOptions(refine_joints=(coupling.driver,), pixel_noise=0.01)
+        result = calibrate(frames, kinematics, options=options)
+        assert result.joint_offsets[coupling.driver] == pytest.approx(0.03, abs=1e-4)
+        with pytest.raises(CalibrationError, match="with a zero of its own"):
+            calibrate(
+                frames, kinematics, options=CalibrationOptions(refine_joints=(coupling.follower,))
+            )
 
 
 def test_errors_under_2_px_noise_are_what_the_covariance_predicts(fk, poses):

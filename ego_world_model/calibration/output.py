@@ -73,7 +73,7 @@ def write_parameters(path: str | Path, result: CalibrationResult, robot: Embodim
         f"{summary(result)}.",
         f"Standard deviations: x, y, z {shift} mm; about x, y, z {turn} degrees.",
         *(f"CAUTION: {sentence}" for sentence in cautions(result)),
-        "Start with it: ros2 launch ego_world_model g1.launch.py calibration:=/path/of/this/file",
+        "For the robot's launch file, or `ego-world-model up`: calibration:=/path/of/this/file",
     ]
     text = "".join(f"# {line}\n" for line in lines)
     for section in SECTIONS:
