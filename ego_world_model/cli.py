@@ -48,7 +48,9 @@ COMMANDS: dict[str, LazyCommand] = {
     "evaluate": LazyCommand(
         "ego_world_model.evaluation.cli", "app", "Measure a checkpoint on held-out episodes."
     ),
-    "import": LazyCommand("ego_world_model.importing", "app", "Import published models."),
+    "import": LazyCommand(
+        "ego_world_model.importing", "app", "Import published models and recordings."
+    ),
     "bench": LazyCommand("ego_world_model.bench.cli", "bench", "Time a rollout by stage."),
 }
 

@@ -16,6 +16,7 @@ from rosbags.rosbag2 import StoragePlugin, Writer
 from rosbags.typesys.store import Typestore
 
 from ego_world_model.data.importers.bag_messages import typestore
+from ego_world_model.embodiment import Embodiment
 
 START = 1_700_000_000_000_000_000
 STORE = typestore()
@@ -104,9 +105,9 @@ def hg_imu(store: Typestore = STORE) -> Any:
     return make("unitree_hg/msg/IMUState", quaternion, *zeros, 30, store=store)
 
 
-def low_state(joints: Mapping[str, float]) -> Any:
+def low_state(joints: Mapping[str, float], robot: Embodiment = ROBOT) -> Any:
     """A unitree_hg/LowState of the body's motors in the order of the wire."""
-    order = ROBOT.state_orders["unitree_hg/LowState"]
+    order = robot.state_orders["unitree_hg/LowState"]
     motors = [hg_motor(joints.get(name, 0.0)) for name in order]
     motors += [hg_motor(9.9)] * (35 - len(motors))
     return make(
@@ -136,6 +137,15 @@ def hand_state(
     pair = np.zeros(2, np.uint32)
     return make(
         "unitree_hg/msg/HandState", motors, *ordered, 1.0, 2.0, 3.0, 4.0, pair, pair, store=store
+    )
+
+
+def motor_states(values: Iterable[float]) -> Any:
+    """A unitree_go/MotorStates, as Inspire's driver publishes the openness of both hands."""
+    rest = (0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 20, 0, np.zeros(2, np.uint32))
+    return make(
+        "unitree_go/msg/MotorStates",
+        [make("unitree_go/msg/MotorState", 1, q, *rest) for q in values],
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -28,6 +29,7 @@ from rosbags.rosbag2 import StoragePlugin
 
 from ego_world_model.data import DatasetReader
 from ego_world_model.data.importers.bag_messages import OLD_HAND_STATE, typestore
+from ego_world_model.embodiment import load_embodiment
 
 FRAMES = np.arange(20) / 10 + 0.013  # between joint states
 STATES = np.arange(-5, 125) / 50
@@ -175,6 +177,26 @@ def test_hand_states_of_before_august_2025_are_read(tmp_path, monkeypatch):
     np.testing.assert_allclose(episode.state[:, thumb], wanted, atol=1e-6)
 
 
+def test_inspire_hands_of_an_h1_2_come_as_openness_right_hand_first(tmp_path):
+    """unitree_go/MotorStates: 1 open, 0 closed; body by the robot's own LowState order."""
+    robot = load_embodiment("h1_2_inspire")
+    openness = [0.9, 0.8, 0.7, 0.6, 0.5, 0.4] + [1.0] * 6
+    messages = camera_messages(FRAMES)
+    for t in STATES:
+        messages.append((t, "/lowstate", bags.low_state(joints_at(t, robot), robot)))
+        messages.append((t, "/inspire/state", bags.motor_states(openness)))
+    bag = write_bag(tmp_path / "bag", messages)
+    done = run(bag, tmp_path / "out", "--robot", "h1_2_inspire")
+    assert done.exit_code == 0, done.output
+    episode = check_sound(tmp_path / "out").episode(0)
+    got = dict(zip(episode.joint_names, episode.state[3].tolist(), strict=True))
+    assert got["R_pinky_proximal_joint"] == pytest.approx(1.7 * 0.1)
+    assert got["R_thumb_proximal_yaw_joint"] == pytest.approx(1.3 - 0.4 * 1.4)
+    assert got["L_index_proximal_joint"] == pytest.approx(0.0)
+    elbow = joints_at(FRAMES[3], robot)["left_elbow_joint"]
+    assert got["left_elbow_joint"] == pytest.approx(elbow, abs=1e-6)
+
+
 def misnamed(t: float) -> dict[str, float]:
     return {n.replace("left_elbow_joint", "left_elbow_jiont"): v for n, v in joints_at(t).items()}
 
@@ -291,6 +313,25 @@ def test_size_and_long_runs(tmp_path):
     assert (camera.width, camera.height) == (WIDTH // 2, HEIGHT // 2)
     assert camera.fx == pytest.approx(60.5 / 2)
     assert [number_of(image) for image in reader.episode(1).images] == list(range(10, 20))
+
+
+def test_an_uncalibrated_camera_is_refused_unless_a_calibration_is_given(tmp_path):
+    """Drivers without calibration publish a CameraInfo whose K is zero."""
+    messages = [
+        (t, topic, replace(message, k=np.zeros(9)) if topic == bags.INFO_TOPIC else message)
+        for t, topic, message in camera_messages(FRAMES) + joint_messages(STATES)
+    ]
+    bag, out = write_bag(tmp_path / "bag", messages), tmp_path / "out"
+    assert run(bag, out).exit_code == 1
+    entry = report_of(out)["bag"]
+    assert "not calibrated" in entry["reason"] and "--camera-info" in entry["remedy"]
+    calibration = tmp_path / "camera.yaml"
+    calibration.write_text(
+        "image_width: 64\nimage_height: 48\n"
+        "camera_matrix: {rows: 3, cols: 3, data: [61, 0, 31, 0, 62, 24, 0, 0, 1]}\n"
+    )
+    assert run(bag, out, "--camera-info", calibration).exit_code == 0
+    assert check_sound(out).episode(0).camera.fx == 61.0
 
 
 def test_several_cameras_without_a_choice_name_the_option(tmp_path):

@@ -136,7 +136,7 @@ class BagSource:
             message = self._decode(reader, raw, connection.msgtype)
             stamp = received if self._options.use_received else stamp_of(message, received)
             if connection.topic == topics.camera_info:
-                camera = camera_from_message(message)
+                camera = _camera(message, topics.camera_info)
             elif connection.topic == topics.image:
                 waiting.append(
                     _Waiting(stamp=stamp, received=received, message=message, number=tally.read)
@@ -168,7 +168,7 @@ class BagSource:
         """Intrinsics for frames before the first CameraInfo (often published once, latched)."""
         infos = [c for c in connections if c.topic == topic and c.msgtype == CAMERA_INFO]
         _, _, raw = next(iter(reader.messages(connections=infos)))
-        return camera_from_message(reader.deserialize(raw, CAMERA_INFO))
+        return _camera(reader.deserialize(raw, CAMERA_INFO), topic)
 
     @staticmethod
     def _decode(reader: AnyReader, raw: bytes, kind: str) -> Any:
@@ -178,6 +178,15 @@ class BagSource:
             if kind != HAND_STATE:
                 raise
             return typestore(OLD_HAND_STATE).deserialize_cdr(raw, kind)
+
+
+def _camera(message: Any, topic: str) -> PinholeCamera:
+    try:
+        return camera_from_message(message)
+    except ValueError as error:
+        raise RejectedError(
+            f"{topic}: {error}", "give the camera's calibration file with --camera-info"
+        ) from error
 
 
 class _States:

@@ -24,6 +24,7 @@ class TopicOptions:
     """Topics that the user named; None: found by type and name.
 
     Attributes:
+        read_camera_info: False where the user gave a calibration in place of the recorded one.
         use_received: order all messages by the time they were recorded, for clocks that differ.
         tolerance: seconds; joint states further apart are never interpolated.
         middle_first: whether the right Dex3 hand lists its middle finger before the index finger.
@@ -32,6 +33,7 @@ class TopicOptions:
     image: str | None = None
     camera_info: str | None = None
     joints: tuple[str, ...] = ()
+    read_camera_info: bool = True
     use_received: bool = False
     tolerance: float = 0.05
     middle_first: bool = False
@@ -56,9 +58,10 @@ def choose_topics(types: Mapping[str, str], options: TopicOptions) -> Topics:
         RejectedError: a topic is missing, or several fit; lists them and names the option.
     """
     image = _image(types, options.image)
+    info = _camera_info(types, image, options.camera_info) if options.read_camera_info else None
     return Topics(
         image=image,
-        camera_info=_camera_info(types, image, options.camera_info),
+        camera_info=info,
         joints=_joints(types, options.joints),
     )
 

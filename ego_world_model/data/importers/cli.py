@@ -37,7 +37,7 @@ _Camera = Annotated[
     Optional[Path],  # noqa: UP045
     typer.Option(
         "--camera-info",
-        help="ROS calibration YAML at the recordings' size, where they hold no intrinsics.",
+        help="ROS calibration YAML at the recordings' size, in place of what they hold.",
     ),
 ]
 _Task = Annotated[
@@ -98,6 +98,7 @@ def bag(
             image=image_topic,
             camera_info=camera_info_topic,
             joints=tuple(joint_topic or ()),
+            read_camera_info=camera_info is None,
             use_received=receive_time,
             tolerance=joint_tolerance,
             middle_first=middle_first,

@@ -9,7 +9,7 @@ arguments writes only what is missing.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,7 @@ class ImportOptions:
     Attributes:
         fps: frames per second of the dataset.
         size: (width, height) to resize pictures to, or None to keep theirs.
-        camera: intrinsics at the recordings' own size, for those that hold none.
+        camera: intrinsics at the recordings' own size, in place of those that they hold.
         task: instruction, in place of the recordings' own.
         storage: ``"image"`` or ``"video"``; None: by width.
         min_seconds: shorter runs of frames are dropped.
@@ -71,11 +71,11 @@ class ImportOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Picture:
-    """A kept frame: decoded, resized, with the intrinsics of its size."""
+class _Run:
+    """Frames without a gap: n pictures of one camera. The pictures' memory is used again."""
 
-    frame: SourceFrame
-    image: NDArray[np.uint8]
+    frames: list[SourceFrame]
+    images: NDArray[np.uint8]
     camera: PinholeCamera
 
 
@@ -121,9 +121,8 @@ def _import_source(
     try:
         task = options.task or source.task()
         usable = _usable(source.frames(tally), kinematics.robot, tally)
-        pictures = _runs(usable, kinematics.robot, options, tally)
         part = 0
-        for run in pictures:
+        for run in _runs(usable, kinematics.robot, options, tally):
             episode = _episode(run, kinematics, options, task=task, source=source, part=part)
             target.write(episode, source.name, part)
             part += 1
@@ -177,49 +176,78 @@ def _usable(
             tally.drop("joint positions are impossible", f"frame {frame.number}: {problem}")
 
 
+class _Collector:
+    """Gathers decoded frames into runs, none shorter or longer than asked.
+
+    One block of memory holds the pictures of a run; it serves the next once a run is taken.
+    """
+
+    def __init__(self, options: ImportOptions, tally: Tally) -> None:
+        self._shortest = max(1, round(options.min_seconds * options.fps))
+        self._longest = max(self._shortest, round(options.max_seconds * options.fps))
+        self._tally = tally
+        self._frames: list[SourceFrame] = []
+        self._camera: PinholeCamera | None = None
+        self._block = np.empty((0, 0, 0, 3), np.uint8)
+
+    def fits(self, camera: PinholeCamera) -> bool:
+        """Whether one more frame of this camera belongs to the run."""
+        return len(self._frames) < self._longest and camera == self._camera
+
+    def add(self, frame: SourceFrame, image: NDArray[np.uint8], camera: PinholeCamera) -> None:
+        """Appends a frame."""
+        if self._block.shape[1:] != image.shape:
+            self._block = np.empty((self._longest, *image.shape), np.uint8)
+        self._block[len(self._frames)] = image
+        # The source's picture is not needed any more.
+        self._frames.append(replace(frame, load=_released))
+        self._camera = camera
+
+    def end(self) -> Iterator[_Run]:
+        """Ends the run, and gives it unless it is too short."""
+        frames, self._frames = self._frames, []
+        if len(frames) >= self._shortest:
+            assert self._camera is not None
+            yield _Run(frames=frames, images=self._block[: len(frames)], camera=self._camera)
+        elif frames:
+            example = (
+                f"{len(frames)} frames from frame {frames[0].number} on, "
+                f"{self._shortest} are needed"
+            )
+            self._tally.drop("run without a gap is too short", example, len(frames))
+
+
+def _released() -> NDArray[np.uint8]:
+    raise RuntimeError("the picture was decoded before")
+
+
 def _runs(
     frames: Iterator[SourceFrame], robot: Embodiment, options: ImportOptions, tally: Tally
-) -> Iterator[list[_Picture]]:
-    """Decoded frames in runs without a gap, none shorter or longer than asked."""
-    shortest = max(1, round(options.min_seconds * options.fps))
-    longest = max(shortest, round(options.max_seconds * options.fps))
-    run: list[_Picture] = []
-
-    def enough() -> bool:
-        if run and len(run) < shortest:
-            first = run[0].frame.number
-            example = f"{len(run)} frames from frame {first} on, {shortest} are needed"
-            tally.drop("run without a gap is too short", example, len(run))
-        return len(run) >= shortest
-
+) -> Iterator[_Run]:
+    """Decoded frames in runs without a gap; use each before asking for the next."""
+    run = _Collector(options, tally)
     for first, frame in on_grid(frames, fps=options.fps, tally=tally):
-        if run and (first or len(run) == longest):
-            if enough():
-                yield run
-            run = []
+        if first:
+            yield from run.end()
         try:
-            picture = _picture(frame, robot, options, tally)
+            image, camera = _picture(frame, robot, options, tally)
         except (OSError, ValueError) as error:
             tally.drop("picture cannot be read", f"frame {frame.number}: {error}")
-            if enough():
-                yield run
-            run = []
+            yield from run.end()
             continue
-        if run and picture.camera != run[-1].camera:  # refocused, or another resolution
-            if enough():
-                yield run
-            run = []
-        run.append(picture)
-    if enough():
-        yield run
+        if not run.fits(camera):  # full, refocused, or another resolution
+            yield from run.end()
+        run.add(frame, image, camera)
+    yield from run.end()
 
 
 def _picture(
     frame: SourceFrame, robot: Embodiment, options: ImportOptions, tally: Tally
-) -> _Picture:
+) -> tuple[NDArray[np.uint8], PinholeCamera]:
+    """A frame's picture and the intrinsics of its size, both resized as asked."""
     image = frame.load()
     height, width = image.shape[:2]
-    camera = frame.camera or options.camera
+    camera = options.camera or frame.camera
     if camera is None:
         camera = robot.camera
         if abs(camera.width * height - camera.height * width) > max(camera.width, width):
@@ -238,11 +266,11 @@ def _picture(
         )
     if options.size is not None:
         image, camera = resize(image, *options.size), camera.resized(*options.size)
-    return _Picture(frame=frame, image=image, camera=camera)
+    return image, camera
 
 
 def _episode(
-    run: list[_Picture],
+    run: _Run,
     kinematics: HandKinematics,
     options: ImportOptions,
     *,
@@ -252,10 +280,10 @@ def _episode(
 ) -> Episode:
     """Frames with hand slots by forward kinematics of their own joints."""
     robot = kinematics.robot
-    state = np.stack([picture.frame.q for picture in run])
+    state = np.stack([frame.q for frame in run.frames])
     positions, valid = kinematics.hand_joints_batch(state, extra_slots=EXTRA_SLOTS)
     measured = np.concatenate([state[1:], state[-1:]])
-    commanded = [picture.frame.action for picture in run]
+    commanded = [frame.action for frame in run.frames]
     if all(action is None for action in commanded):
         action, meaning = measured, "measured at the next frame"
     else:
@@ -264,14 +292,14 @@ def _episode(
         meaning = "commanded; where none is recorded, measured at the next frame"
     return Episode(
         fps=options.fps,
-        images=np.stack([picture.image for picture in run]),
+        images=run.images,
         state=state,
         action=action,
         hand_positions=positions,
         hand_valid=valid,
         slot_names=SLOT_NAMES + EXTRA_SLOTS,
         camera_pose=np.stack([kinematics.camera_pose(q) for q in state]),
-        camera=run[0].camera,
+        camera=run.camera,
         task=task,
         embodiment=robot.name,
         joint_names=robot.joint_names,
@@ -279,8 +307,8 @@ def _episode(
             "source": source.name,
             "source_kind": source.kind,
             "part": part,
-            "source_frames": [picture.frame.number for picture in run],
-            "source_stamps_ns": [picture.frame.stamp for picture in run],
+            "source_frames": [frame.number for frame in run.frames],
+            "source_stamps_ns": [frame.stamp for frame in run.frames],
             "action": meaning,
             "split": options.split,
         },
