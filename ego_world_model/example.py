@@ -129,7 +129,7 @@ def with_fingers(robot: Embodiment, q: NDArray[np.float64], *, closed: bool) -> 
     out = q.copy()
     for hand in robot.hands.values():
         out[robot.indices(hand.fingers)] = hand.closed if closed else hand.open
-    return np.clip(out, robot.lower, robot.upper)
+    return robot.coupled(np.clip(out, robot.lower, robot.upper))
 
 
 def smooth(

@@ -12,6 +12,8 @@ import pytest
 from imagined_graph import random_checkpoint
 from support import NodeProcess, wait_until
 
+from ego_world_model.bringup import BRINGUPS
+
 COMMAND = Path(sys.prefix) / "bin" / "ego-world-model"
 
 
@@ -40,16 +42,20 @@ def listening_addresses(pid: int, domain: int) -> set[str]:
     return {address for address, port in local if first <= int(port, 16) < first + 250}
 
 
-@pytest.fixture
-def small_graph(ros_domain: int, root: Path, tmp_path: Path) -> Path:
-    """The shipped parameters with pictures that cost little."""
-    text = (root / "config" / "g1.yaml").read_text()
+def small_parameters(root: Path, tmp_path: Path, robot: str) -> Path:
+    """A robot's shipped parameters with pictures that cost little."""
+    text = (root / "config" / f"{robot}.yaml").read_text()
     text = re.sub(r"width: 640 ", "width: 160 ", text)
     text = re.sub(r"height: 480\b", "height: 120", text)
     assert "width: 160" in text and "height: 120" in text
     path = tmp_path / "small.yaml"
     path.write_text(text)
     return path
+
+
+@pytest.fixture
+def small_graph(ros_domain: int, root: Path, tmp_path: Path) -> Path:
+    return small_parameters(root, tmp_path, "g1")
 
 
 def test_up_reports_and_leaves_nothing_behind(
@@ -82,11 +88,14 @@ def test_up_reports_and_leaves_nothing_behind(
             wait_until(lambda pid=pid: not Path(f"/proc/{pid}").exists(), what="children end")
 
 
-def test_the_whole_graph_imagines_and_ends_cleanly(small_graph: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("robot", BRINGUPS)
+def test_the_whole_graph_imagines_and_ends_cleanly(
+    robot: str, ros_domain: int, root: Path, tmp_path: Path
+) -> None:
     checkpoint = random_checkpoint(tmp_path / "random")
-    text = small_graph.read_text().replace("port: 8080 ", "port: 0 ")
-    small_graph.write_text(text)
-    words = ["up", "g1", "--sim", f"params_file:={small_graph}", f"checkpoint:={checkpoint}"]
+    parameters = small_parameters(root, tmp_path, robot)
+    parameters.write_text(parameters.read_text().replace("port: 8080 ", "port: 0 "))
+    words = ["up", robot, "--sim", f"params_file:={parameters}", f"checkpoint:={checkpoint}"]
     with NodeProcess([sys.executable, str(COMMAND), *words]) as up:
         assert "127.0.0.1" in up.wait_for("open http://", timeout=120)
         flows = re.compile(r"\[up\] .*camera .* \| hands .* \| rollouts \d+ \| each [\d.]+ ms")
@@ -108,4 +117,4 @@ def test_up_refuses_wrong_arguments_before_it_starts_anything() -> None:
         assert "no argument 'simulate'; there are sim, " in up.output.replace("\n", " ")
     with NodeProcess([sys.executable, str(COMMAND), "up", "g7"]) as up:
         assert up.wait(timeout=60) != 0
-        assert "no robot 'g7'; there is g1" in up.output
+        assert "no robot 'g7'; there is g1, h1" in up.output
