@@ -11,19 +11,17 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
-from transforms3d.euler import euler2mat
+from numpy.typing import NDArray
 
 from ego_world_model.embodiment import Embodiment
-from ego_world_model.kinematics import ArmSolver, HandKinematics, UnreachableError
+from ego_world_model.kinematics import HandKinematics, UnreachableError
 from ego_world_model.simulation.motion import JointPlan, Track, pad_to_common_end
 from ego_world_model.simulation.objects_motion import ObjectState
+from ego_world_model.simulation.poses import SIDES, HandPoses, other_side, sign_of
 from ego_world_model.simulation.rehearsal import Rehearsal
 from ego_world_model.simulation.scene import Scene
 
-SIDES = ("left", "right")
 _ATTEMPTS = 30
-_CORRECTIONS = 3  # of the wrist's place, where an arm cannot turn the hand as asked
 _TASK_WEIGHTS = {
     "reach": 0.14,
     "grasp": 0.36,
@@ -50,9 +48,9 @@ class TaskPlanner:
 
     def __init__(self, robot: Embodiment, scene: Scene, rng: np.random.Generator) -> None:
         self._robot, self._scene, self._rng = robot, scene, rng
-        self._kinematics = HandKinematics(robot)
-        self._solver = ArmSolver(robot, self._kinematics.model)
-        self._rehearsal = Rehearsal(robot, scene, self._kinematics)
+        kinematics = HandKinematics(robot)
+        self._poses = HandPoses(robot, scene, kinematics, rng)
+        self._rehearsal = Rehearsal(robot, scene, kinematics)
         self._builders: Mapping[str, Callable[[NDArray, ObjectState], TaskPlan]] = {
             "reach": self._reach,
             "grasp": self._grasp,
@@ -93,12 +91,12 @@ class TaskPlanner:
         q = self._robot.neutral
         for _ in range(_ATTEMPTS):
             try:
-                values = {side: self._random_value(side) for side in SIDES}
+                values = {side: self._poses.random_value(side) for side in SIDES}
             except UnreachableError:
                 continue
             start = q.copy()
             for side, value in values.items():
-                start[self._joints(side)] = value
+                start[self._poses.joints(side)] = value
             start = self._robot.coupled(start)
             if self._rehearsal.is_clear(start[None]):
                 return start
@@ -111,16 +109,16 @@ class TaskPlanner:
         target = objects.poses[i, :3]
         item = self._scene.objects[i]
         tracks = self._start(q)
-        roll, pitch, yaw = self._wrist_angles()
-        yaw *= _sign(side)
-        lowest = self._lowest(side, roll, pitch)
+        roll, pitch, yaw = self._poses.wrist_angles()
+        yaw *= sign_of(side)
+        lowest = self._poses.lowest(side, roll, pitch)
         above = target + (-0.1, 0.0, item.height / 2 + self._rng.uniform(0.02, 0.06))
         above[2] = max(above[2], lowest)
-        value = self._value(side, above, roll, pitch, 0.5 * yaw, self._rng.uniform(0, 0.3))
+        value = self._poses.value(side, above, roll, pitch, 0.5 * yaw, self._rng.uniform(0, 0.3))
         tracks[side].move(value, at_least=0.7)
         tracks[side].hold(self._rng.uniform(0.1, 0.4))
-        tracks[side].move(self._random_value(side), at_least=0.7)
-        self._drift(tracks[_other(side)], _other(side))
+        tracks[side].move(self._poses.random_value(side), at_least=0.7)
+        self._drift(tracks[other_side(side)], other_side(side))
         text = f"reach for the {item.name} with the {side} hand"
         return self._finish("reach", text, q, tracks)
 
@@ -129,7 +127,7 @@ class TaskPlanner:
         item, centre = self._scene.objects[i], objects.poses[i, :3]
         if item.for_two_hands:
             raise UnreachableError(f"the {item.name} is too wide for one hand")
-        rng, sign = self._rng, _sign(side)
+        rng, sign = self._rng, sign_of(side)
         roll, pitch = rng.uniform(0.0, 0.7), rng.uniform(0.0, 0.35)
         yaw = -sign * rng.uniform(-0.25, 0.45)
         goal = self._free_goal(side, i, objects)
@@ -139,12 +137,12 @@ class TaskPlanner:
         chain = self._robot.hands[side]
 
         def wrist_at(point: NDArray, lift: float, back: float, flex: float) -> NDArray:
-            rotation = self._rotation(side, roll, pitch, yaw)
+            rotation = self._poses.rotation(side, roll, pitch, yaw)
             grasp = np.array([point[0], point[1], height + lift])
             position = grasp - rotation @ chain.grasp_point
             forward = rotation @ chain.axes[:, 0]
             place = position - back * forward
-            return self._value_at(side, rotation, place, flex, held=chain.grasp_point)
+            return self._poses.value_at(side, rotation, place, flex, held=chain.grasp_point)
 
         track = self._start(q)
         hand = track[side]
@@ -160,7 +158,7 @@ class TaskPlanner:
         hand.move(wrist_at(goal, 0.0, 0.0, flex), at_least=0.45)
         hand.move(wrist_at(goal, 0.0, 0.0, 0.08), at_least=0.35)
         hand.move(wrist_at(goal, clear, 0.1, 0.1), at_least=0.5)
-        self._drift(track[_other(side)], _other(side))
+        self._drift(track[other_side(side)], other_side(side))
         text = f"grasp the {item.name} with the {side} hand and move it"
         return self._finish("grasp", text, q, track)
 
@@ -177,8 +175,8 @@ class TaskPlanner:
         raised = max(0.0, self._scene.table_height + 0.055 - centre[2])
         tracks = self._start(q, 0.7)
         for side in SIDES:
-            sign = _sign(side)
-            rotation = self._rotation(side, *angles[side])
+            sign = sign_of(side)
+            rotation = self._poses.rotation(side, *angles[side])
             contact = np.array(self._robot.hands[side].palm_point)
 
             def hand_at(
@@ -192,7 +190,7 @@ class TaskPlanner:
             ) -> NDArray:
                 point = centre + move + (0, sign * (item.radius + out), up + raised)
                 place = point - rotation @ contact
-                return self._value_at(side, rotation, place, -0.5, held=contact)
+                return self._poses.value_at(side, rotation, place, -0.5, held=contact)
 
             still = np.zeros(3)
             for move, out, up, seconds in (
@@ -213,26 +211,28 @@ class TaskPlanner:
         """One hand passes above the other, which it hides from the head camera."""
         rng = self._rng
         above = SIDES[rng.integers(2)]
-        below = _other(above)
+        below = other_side(above)
         tracks = self._start(q)
         x, y = rng.uniform(0.2, 0.26), rng.uniform(-0.04, 0.04)
         rolls = {below: rng.uniform(0.0, 0.7), above: rng.uniform(0.0, 0.35)}
-        base = self._lowest(below, rolls[below], 0.1)
+        base = self._poses.lowest(below, rolls[below], 0.1)
         thumb = self._robot.hands[above].thumb_reach
         heights = {below: base, above: base + 0.12 + thumb * np.sin(rolls[above])}
         for side in (above, below):
             roll = rolls[side]
-            inward = _sign(side) * rng.uniform(-0.07, 0.02)
+            inward = sign_of(side) * rng.uniform(-0.07, 0.02)
             position = np.array([x + rng.uniform(-0.02, 0.03), y + inward, heights[side]])
             position[:2] += self._scene.origin[:2]
-            yaw = -_sign(side) * rng.uniform(0.1, 0.6)
+            yaw = -sign_of(side) * rng.uniform(0.1, 0.6)
             flex = rng.uniform(0.0, 0.5)
-            aside = position + (-0.02, _sign(side) * 0.15, 0)
+            aside = position + (-0.02, sign_of(side) * 0.15, 0)
             for place, seconds in ((aside, 0.7), (position, 0.7)):
-                tracks[side].move(self._value(side, place, roll, 0.1, yaw, flex), at_least=seconds)
+                tracks[side].move(
+                    self._poses.value(side, place, roll, 0.1, yaw, flex), at_least=seconds
+                )
             tracks[side].hold(rng.uniform(0.1, 0.5))
-            tracks[side].move(self._value(side, aside, roll, 0.1, yaw, flex), at_least=0.7)
-            tracks[side].move(self._random_value(side), at_least=0.6)
+            tracks[side].move(self._poses.value(side, aside, roll, 0.1, yaw, flex), at_least=0.7)
+            tracks[side].move(self._poses.random_value(side), at_least=0.6)
         self._align(tracks)
         return self._finish("cross", f"cross the hands, the {above} one above", q, tracks)
 
@@ -242,7 +242,7 @@ class TaskPlanner:
         tracks = self._start(q)
         moved = []
         for side in SIDES:
-            value = self._random_value(side, roll=rng.uniform(0.5, 1.4), flex=0.08)
+            value = self._poses.random_value(side, roll=rng.uniform(0.5, 1.4), flex=0.08)
             tracks[side].move(value, at_least=0.7)
             groups = self._finger_groups(side)
             for name in rng.permutation(list(groups))[: rng.integers(1, len(groups) + 1)]:
@@ -261,16 +261,18 @@ class TaskPlanner:
         tracks = self._start(q)
         for side in SIDES:
             for _ in range(int(self._rng.integers(2, 5))):
-                tracks[side].move(self._random_value(side), at_least=self._rng.uniform(0.5, 1.2))
+                tracks[side].move(
+                    self._poses.random_value(side), at_least=self._rng.uniform(0.5, 1.2)
+                )
         return self._finish("free", "move the hands freely", q, tracks)
 
     def _idle(self, q: NDArray, objects: ObjectState) -> TaskPlan:
         tracks = self._start(q)
         for side in SIDES:
-            value = q[self._joints(side)]
+            value = q[self._poses.joints(side)]
             for _ in range(2):
                 sway = self._rng.normal(0, 0.015, len(value))
-                tracks[side].move(self._clip(side, value + sway), at_least=0.6)
+                tracks[side].move(self._poses.clip(side, value + sway), at_least=0.6)
         return self._finish("idle", "hold still", q, tracks)
 
     # ---------------------------------------------------------------- building blocks
@@ -288,7 +290,7 @@ class TaskPlanner:
         for side in SIDES:
             hand = self._robot.hands[side]
             limit = np.concatenate([np.full(len(hand.arm), speed), np.full(len(hand.fingers), 3.5)])
-            joints = self._joints(side)
+            joints = self._poses.joints(side)
             tracks[side] = Track.starting_at(joints, limit, q[joints])
         return tracks
 
@@ -306,101 +308,10 @@ class TaskPlanner:
         pad_to_common_end(moves)
         return TaskPlan(task, instruction, JointPlan(self._robot, q.copy(), tuple(moves)))
 
-    def _joints(self, side: str) -> NDArray[np.intp]:
-        hand = self._robot.hands[side]
-        return self._robot.indices((*hand.arm, *hand.fingers))
-
-    def _clip(self, side: str, value: NDArray) -> NDArray:
-        joints = self._joints(side)
-        return np.clip(value, self._robot.lower[joints], self._robot.upper[joints])
-
-    def _rotation(self, side: str, roll: float, pitch: float, yaw: float) -> NDArray[np.float64]:
-        """Orientation of the wrist link where the hand yaws, then pitches (fingers down), then
-        rolls (palm down); radians."""
-        hand = euler2mat(yaw, pitch, _sign(side) * roll, "rzyx")
-        return hand @ self._robot.hands[side].axes.T
-
-    def _value(
-        self,
-        side: str,
-        position: NDArray,
-        roll: float,
-        pitch: float,
-        yaw: float,
-        flex: float,
-    ) -> NDArray:
-        return self._value_at(side, self._rotation(side, roll, pitch, yaw), position, flex)
-
-    def _value_at(
-        self,
-        side: str,
-        rotation: NDArray,
-        position: NDArray,
-        flex: float,
-        *,
-        held: ArrayLike = (0.0, 0.0, 0.0),
-    ) -> NDArray[np.float64]:
-        """Arm and finger joints (n,) for a wrist pose and how far the hand is closed (0 to 1;
-        below 0 the thumb is spread back).
-
-        The search starts at the neutral pose, so that the elbow always lies the same way. An arm
-        that cannot turn its hand freely brings ``held``, a point in the wrist's frame, to where
-        it would be in the pose.
-        """
-        hand = self._robot.hands[side]
-        pose = np.eye(4)
-        pose[:3, :3], pose[:3, 3] = rotation, position
-        q = self._solver.reach({side: pose}, self._robot.neutral, iterations=40)
-        for _ in range(0 if hand.turns_freely else _CORRECTIONS):
-            turned = self._kinematics.link_poses(q, [hand.wrist])[0, :3, :3]
-            pose[:3, 3] = position + (rotation - turned) @ held
-            q = self._solver.reach({side: pose}, self._robot.neutral, iterations=40)
-        fingers = np.array(hand.open) + flex * (np.array(hand.closed) - np.array(hand.open))
-        return self._clip(side, np.concatenate([q[self._robot.indices(hand.arm)], fingers]))
-
-    def _lowest(self, side: str, roll: float, pitch: float) -> float:
-        """Height (m) at which a wrist's thumb (palm down) and fingers (pitched) clear the table."""
-        hand = self._robot.hands[side]
-        thumb = hand.thumb_reach * max(0.0, np.sin(roll))
-        fingers = hand.finger_reach * max(0.0, np.sin(pitch))
-        return self._scene.table_height + 0.055 + max(thumb, fingers)
-
-    def _wrist_angles(self) -> tuple[float, float, float]:
-        """Roll (palm down positive), pitch (fingers down) and yaw (outwards), radians."""
-        rng = self._rng
-        return rng.uniform(0.0, 1.45), rng.uniform(-0.25, 0.4), rng.uniform(-0.45, 0.3)
-
-    def _random_value(
-        self, side: str, *, roll: float | None = None, flex: float | None = None
-    ) -> NDArray[np.float64]:
-        """Joints of one side for a random place above the table, in view of the camera."""
-        rng, sign = self._rng, _sign(side)
-        sampled_roll, pitch, yaw = self._wrist_angles()
-        roll = sampled_roll if roll is None else roll
-        lowest = self._lowest(side, roll, pitch)
-        position = np.array(
-            [
-                rng.uniform(0.17, 0.29),
-                # With the palm sideways the thumb points at the other hand.
-                sign * rng.uniform(0.06 + 0.06 * np.cos(roll), 0.2),
-                rng.uniform(lowest, max(lowest + 0.03, self._scene.table_height + 0.23)),
-            ]
-        )
-        position[:2] += self._scene.origin[:2]
-        closing = rng.uniform(0.0, 0.85) if flex is None else flex
-        value = self._value(side, position, roll, pitch, sign * yaw, closing)
-        hand = self._robot.hands[side]
-        if flex is None:  # fingers differ from each other
-            span = np.array(hand.closed) - np.array(hand.open)
-            value[len(hand.arm) :] += rng.normal(0, 0.12, len(span)) * span
-            first_thumb = len(hand.arm)
-            value[first_thumb] += rng.normal(0, 0.2)
-        return self._clip(side, value)
-
     def _drift(self, track: Track, side: str) -> None:
         """What the hand that has nothing to do does: rest, or wander a little."""
         if self._rng.random() < 0.5:
-            track.move(self._random_value(side), at_least=self._rng.uniform(1.0, 2.0))
+            track.move(self._poses.random_value(side), at_least=self._rng.uniform(1.0, 2.0))
 
     def _align(self, tracks: Mapping[str, Track]) -> None:
         """Give both sides the same times, the slower one's, waypoint by waypoint."""
@@ -431,7 +342,7 @@ class TaskPlanner:
         radius = self._scene.objects[moving].radius
         others = [i for i in range(len(self._scene.objects)) if i != moving]
         for _ in range(_ATTEMPTS):
-            x, y = self._rng.uniform(0.28, 0.38), _sign(side) * self._rng.uniform(0.0, 0.22)
+            x, y = self._rng.uniform(0.28, 0.38), sign_of(side) * self._rng.uniform(0.0, 0.22)
             x, y = x + self._scene.origin[0], y + self._scene.origin[1]
             gaps = [
                 np.linalg.norm(objects.poses[i, :2] - (x, y))
@@ -450,11 +361,3 @@ class TaskPlanner:
         if planned.task not in ("grasp", "bimanual"):
             return None
         return [item.name in planned.instruction for item in self._scene.objects].index(True)
-
-
-def _other(side: str) -> str:
-    return "right" if side == "left" else "left"
-
-
-def _sign(side: str) -> int:
-    return 1 if side == "left" else -1
