@@ -6,6 +6,7 @@ record are registered here; definitions that a bag brings along take precedence.
 
 from __future__ import annotations
 
+import functools
 import io
 from typing import Any
 
@@ -94,6 +95,7 @@ OLD_HAND_STATE = _HAND_STATE.format(sensors=f"{_IMU}\n{_PRESS}")
 """``unitree_hg/HandState`` before August 2025: the IMU came before the pressure sensors."""
 
 
+@functools.cache
 def typestore(hand_state: str = UNITREE_TYPES[HAND_STATE]) -> Typestore:
     """Standard messages and Unitree's, for bags without definitions of their own."""
     store = get_typestore(Stores.ROS2_HUMBLE)
