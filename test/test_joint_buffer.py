@@ -10,8 +10,8 @@ pytest.importorskip("rclpy", reason="needs ROS 2: run script/setup")
 from ego_world_model.camera import PinholeCamera
 from ego_world_model.embodiment import load_embodiment
 from ego_world_model.kinematics import HandKinematics
+from ego_world_model.kinematics.joint_buffer import JointBuffer, Match, influential_joints
 from ego_world_model.ros.frame_pairing import FramePairer
-from ego_world_model.ros.joint_buffer import JointBuffer, Match, influential_joints
 from ego_world_model.ros.raw_image import RawImage
 
 MS = 1_000_000

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ego_world_model.camera import PinholeCamera
-from ego_world_model.ros.joint_buffer import Interpolated, JointBuffer, Match
+from ego_world_model.kinematics.joint_buffer import Interpolated, JointBuffer, Match
 from ego_world_model.ros.raw_image import RawImage
 
 

@@ -20,6 +20,7 @@ from ego_world_model.camera import PinholeCamera
 from ego_world_model.embodiment import load_embodiment
 from ego_world_model.hands import SLOT_NAMES
 from ego_world_model.kinematics import HandKinematics
+from ego_world_model.kinematics.joint_buffer import JointBuffer, influential_joints
 from ego_world_model.ros.camera_mount import declare_camera_mount
 from ego_world_model.ros.conversions import (
     MessageError,
@@ -31,7 +32,6 @@ from ego_world_model.ros.diagnostics import Diagnostics
 from ego_world_model.ros.frame_pairing import FramePairer, PairedFrame
 from ego_world_model.ros.hand_views import HandViews
 from ego_world_model.ros.input_watch import InputWatch
-from ego_world_model.ros.joint_buffer import JointBuffer, influential_joints
 from ego_world_model.ros.parameters import declare
 from ego_world_model.ros.priority import set_nice
 from ego_world_model.ros.qos import advertise, subscribe

@@ -16,11 +16,11 @@ from trajectory_msgs.msg import JointTrajectory
 from ego_world_model.camera import CameraPose
 from ego_world_model.hands import NUM_SLOTS, SLOT_NAMES
 from ego_world_model.kinematics import HandKinematics
+from ego_world_model.kinematics.joint_buffer import JointBuffer, Match, influential_joints
 from ego_world_model.msg import HandTrajectory
 from ego_world_model.ros.conversions import MessageError, nanoseconds
 from ego_world_model.ros.diagnostics import Diagnostics
 from ego_world_model.ros.input_watch import InputWatch
-from ego_world_model.ros.joint_buffer import JointBuffer, Match, influential_joints
 from ego_world_model.ros.motion_source import HandMotion, JointPlan, Motion
 from ego_world_model.ros.qos import subscribe
 from ego_world_model.ros.raw_image import RawImage

@@ -42,7 +42,7 @@ from ego_world_model.data.importers.base import (
     spell_out,
 )
 from ego_world_model.kinematics import HandKinematics
-from ego_world_model.ros.joint_buffer import JointBuffer, Match
+from ego_world_model.kinematics.joint_buffer import JointBuffer, Match
 
 _WAIT_NS = 1_000_000_000
 """Nanoseconds of recording that a frame waits for the joint states behind its stamp."""

@@ -13,7 +13,7 @@ from ego_world_model.data.importers.base import RejectedError, Tally
 from ego_world_model.embodiment import Embodiment
 from ego_world_model.hands import EXTRA_SLOTS
 from ego_world_model.kinematics import HandKinematics
-from ego_world_model.ros.joint_buffer import influential_joints
+from ego_world_model.kinematics.joint_buffer import influential_joints
 
 BEYOND_LIMITS = 0.3
 """Radians by which a measured joint may exceed its limits before the frame is nonsense."""
