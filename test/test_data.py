@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from synthetic_clips import NAMES, synthetic_episode
 
 from ego_world_model.camera import PinholeCamera
 from ego_world_model.data import DatasetReader, DatasetWriter, Episode
@@ -111,6 +112,23 @@ def test_video_storage_keeps_masks_and_depth_exactly_and_frames_closely(tmp_path
         assert np.abs(found.images.astype(int) - episode.images).mean() < 3
     whole = reader.episode(1).images
     np.testing.assert_array_equal(reader.episode(1, start=5, stop=9).images, whole[5:9])
+
+
+def test_a_robot_of_one_joint_can_be_written(tmp_path):
+    """LeRobot keeps a vector of one number as a scalar column."""
+    episode = synthetic_episode(0, frames=6)
+    with DatasetWriter(
+        tmp_path,
+        embodiment=episode.embodiment,
+        fps=episode.fps,
+        camera=episode.camera,
+        joint_names=episode.joint_names,
+        slot_names=NAMES,
+        depth=False,
+    ) as writer:
+        writer.write(episode)
+    np.testing.assert_array_equal(DatasetReader(tmp_path).episode(0).state, episode.state)
+    assert check_dataset(tmp_path) == []
 
 
 def test_clips_and_parts_of_an_episode_are_read_alone(tmp_path):

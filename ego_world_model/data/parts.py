@@ -160,7 +160,7 @@ def _columns(spec: DatasetSpec, index: int, episode: Episode) -> dict[str, pa.Ar
 def nested_column(values: NDArray[Any], kind: pa.DataType) -> pa.Array:
     """(T, ...) numbers as an arrow column of scalars, fixed-size lists or lists of lists."""
     flat = pa.array(np.ascontiguousarray(values).reshape(-1))
-    if values.ndim == 1:
+    if not pa.types.is_nested(kind):  # LeRobot keeps vectors of one number as scalars, too
         return flat
     if values.ndim == 2:
         return pa.FixedSizeListArray.from_arrays(flat, values.shape[1])
