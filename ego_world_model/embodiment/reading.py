@@ -13,7 +13,13 @@ from transforms3d.euler import euler2mat
 
 from ego_world_model.camera import CameraPose, PinholeCamera
 from ego_world_model.embodiment.model import JointTable, read_joint_table
-from ego_world_model.embodiment.robot import Embodiment, HandChain, SlotSource, Workspace
+from ego_world_model.embodiment.robot import (
+    UNUSED,
+    Embodiment,
+    HandChain,
+    SlotSource,
+    Workspace,
+)
 from ego_world_model.hands import EXTRA_SLOTS, NUM_SLOTS, SLOT_NAMES
 
 _REQUIRED = ("name", "model", "root", "camera", "slots")
@@ -72,7 +78,8 @@ class _Reader:
         orders = {}
         for key, names in self.mapping("state_orders").items():
             orders[key] = self.names(f"state_orders.{key}", names)
-            self.check_joints(f"state_orders.{key}", orders[key])
+            joints = [name for name in orders[key] if name != UNUSED]
+            self.check_joints(f"state_orders.{key}", joints)
         torso = self.names("torso", text.get("torso", ()))
         self.check_joints("torso", torso)
         return Embodiment(

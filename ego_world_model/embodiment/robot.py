@@ -14,6 +14,9 @@ from ego_world_model.camera import CameraPose, PinholeCamera
 from ego_world_model.embodiment.model import Coupling, JointTable
 from ego_world_model.hands import EXTRA_SLOTS, SLOT_NAMES
 
+UNUSED = "unused"
+"""Stands in a state order for a motor number behind which there is no joint."""
+
 
 @dataclass(frozen=True)
 class SlotSource:
@@ -84,7 +87,7 @@ class Embodiment:
         hands: "left"/"right" → chain.
         torso: joints between the root and both arms that move the camera too.
         neutral_pose: joint → radians of a pose with both hands in view; unnamed joints are 0.
-        state_orders: wire format → joint names in wire order.
+        state_orders: wire format → joint names in wire order (``UNUSED``: a number without joint).
         workspace: the simulated table, or None where nobody said where it stands.
         joints: movable joints of the model in its order, with limits.
     """

@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ego_world_model.data.importers.base import RejectedError, Tally
 from ego_world_model.embodiment import Embodiment
+from ego_world_model.embodiment.motor_states import openness_to_radians
 from ego_world_model.hands import EXTRA_SLOTS
 from ego_world_model.kinematics import HandKinematics
 from ego_world_model.kinematics.joint_buffer import influential_joints
@@ -52,7 +53,7 @@ def _inspire_radians(name: str, value: float) -> float:
             "check which message or field holds the hands' positions",
         )
     low, high = _INSPIRE_RANGES[name]
-    return high - min(max(value, 0.0), 1.0) * (high - low)
+    return openness_to_radians(value, low, high)
 
 
 def joint_name(name: str, robot: Embodiment) -> str | None:
