@@ -108,6 +108,13 @@ COMMON_ARGUMENTS = (
     Argument(
         "sim", "false", "start the simulated robot instead of waiting for a real one", BOOLEAN
     ),
+    Argument(
+        "bridge",
+        "false",
+        "make joint_states from the robot's own topics (lowstate, dex3, inspire); false where a "
+        "driver publishes joint_states already",
+        BOOLEAN,
+    ),
     Argument("params_file", "", "parameters of all nodes (YAML); empty: config/<robot>.yaml"),
     Argument(
         "calibration",
@@ -166,6 +173,13 @@ COMMON_NODES = (
         condition="sim",
     ),
     NodeEntry(
+        "unitree_bridge",
+        "unitree_bridge",
+        parameters={"embodiment": "{embodiment}"},
+        remaps={"joint_states": "{joint_states}"},
+        condition="bridge",
+    ),
+    NodeEntry(
         "hand_kinematics",
         "hand_kinematics",
         parameters={
@@ -221,6 +235,11 @@ def complete(bringup: Bringup, given: Mapping[str, str]) -> dict[str, str]:
         if choices and value not in choices:
             allowed = ", ".join(choice or "(empty)" for choice in choices)
             raise BringupError(f"{name}:={value} is not one of {allowed}")
+    if values["sim"] == values["bridge"] == "true":
+        raise BringupError(
+            "sim:=true and bridge:=true would both publish joint_states; the bridge is for a real "
+            "robot"
+        )
     return values
 
 

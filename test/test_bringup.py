@@ -30,6 +30,7 @@ CASES = [
     ["sim:=1", "namespace:=/robot/left", "use_sim_time:=True", "log_level:=debug"],
     ["viewer:=false", "rviz:=true", "checkpoint:=it's here", "motion_source:=predicted"],
     ["sim:=true", "embodiment:=/home/me/my robot.yaml"],
+    ["bridge:=true", "joint_states:=/g1/joint_states"],
     ["camera:=/camera/camera", "joint_states:=/g1/joint_states", "publish_camera_tf:=false"],
 ]
 
@@ -121,6 +122,8 @@ def test_the_table_starts_the_graph_of_the_architecture():
     assert names == ["robot_sim", "hand_kinematics", "world_model", "viewer"]
     names = [spec.name for spec in resolve(load_bringup("g1"), {"viewer": "false"})]
     assert names == ["hand_kinematics", "world_model"]  # the real robot is the default
+    names = [spec.name for spec in resolve(load_bringup("g1"), {"bridge": "true"})]
+    assert names == ["unitree_bridge", "hand_kinematics", "world_model", "viewer"]
 
 
 @pytest.mark.parametrize(("robot", "embodiment"), [("g1", "g1_dex3"), ("h1", "h1_2_inspire")])
@@ -132,7 +135,11 @@ def test_every_node_has_the_same_robot(root, robot, embodiment):
         if "embodiment" in section["ros__parameters"]
     }
     assert set(named.values()) == {embodiment}
-    specs = resolve(load_bringup(robot), {"sim": "true", "embodiment": "own.yaml"})
+    specs = [
+        spec
+        for source in ("sim", "bridge")
+        for spec in resolve(load_bringup(robot), {source: "true", "embodiment": "own.yaml"})
+    ]
     replaced = {f"/**/{s.name}" for s in specs if s.parameters.get("embodiment") == "own.yaml"}
     assert replaced == set(named)
 
@@ -180,6 +187,7 @@ def test_real_launch_makes_the_description():
     ("given", "message"),
     [
         ({"simulation": "true"}, "no argument 'simulation'; there are sim, "),
+        ({"sim": "true", "bridge": "true"}, "would both publish joint_states"),
         ({"sim": "maybe"}, "sim:=maybe is not one of true, false"),
         ({"motion_source": "guess"}, "motion_source:=guess is not one of"),
         ({"params_file": "/nowhere.yaml"}, "params_file /nowhere.yaml does not exist"),

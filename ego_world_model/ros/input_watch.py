@@ -27,6 +27,7 @@ class InputWatch:
 
     Args:
         inputs: topic (relative name) → what it is, e.g. ``{"joint_states": "joint states"}``.
+        advice: a further sentence of the log line: what else to check.
     """
 
     def __init__(
@@ -37,11 +38,13 @@ class InputWatch:
         *,
         after: float = 5.0,
         repeat: float = 30.0,
+        advice: str = "",
     ) -> None:
         self._node = node
         self._inputs = dict(inputs)
         self._after = after
         self._repeat = repeat
+        self._advice = f". {advice}" if advice else ""
         self._seen = dict.fromkeys(self._inputs, time.monotonic())
         self._ever: set[str] = set()
         self._next_log = 0.0
@@ -90,7 +93,7 @@ class InputWatch:
         elif missing - self._complained or now >= self._next_log:
             self._next_log = now + self._repeat
             self._complained = missing
-            self._node.get_logger().warning(f"{self.message()}. {middleware()}")
+            self._node.get_logger().warning(f"{self.message()}. {middleware()}{self._advice}")
 
 
 def middleware() -> str:
