@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import numpy as np
 import rclpy
 import torch
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
+from rclpy.action import ActionClient
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from sensor_msgs.msg import CameraInfo, Image, JointState
 from std_msgs.msg import Header
@@ -291,6 +292,21 @@ def call(ros_node: Any, kind: type, service: str, request: Any, *, timeout: floa
         return finished(client.call_async(request), timeout=timeout)
     finally:
         ros_node.destroy_client(client)
+
+
+def send(client: ActionClient, goal: Any, *feedback: Callable[[Any], None]) -> Any:
+    """The handle of a goal that was accepted or rejected.
+
+    rclpy notes a request only after it has sent it, so an answer that another thread takes at once
+    is lost. The thread that takes answers therefore sends, too.
+    """
+    executor = client._node.executor
+    return finished(finished(executor.create_task(client.send_goal_async, goal, *feedback)))
+
+
+def ended(client: ActionClient, handle: Any) -> Any:
+    """The status and result of a goal, once it has ended; see ``send``."""
+    return finished(finished(client._node.executor.create_task(handle.get_result_async)))
 
 
 def finished(future: Any, *, timeout: float = 120.0) -> Any:

@@ -19,9 +19,10 @@ from imagined_graph import (
     TOPICS,
     Listener,
     Robot,
-    finished,
+    ended,
     random_checkpoint,
     ros_graph,
+    send,
     world_model,
 )
 from rclpy.action import ActionClient
@@ -380,13 +381,13 @@ def test_goal_that_cannot_be_met_says_why(
 ) -> None:
     """Accepted and aborted, with the field, what is wrong with it and the remedy in the result."""
     build, text = GOALS[case]
-    handle = finished(client.send_goal_async(build(robot)))
-    outcome = finished(handle.get_result_async())
+    handle = send(client, build(robot))
+    outcome = ended(client, handle)
     assert outcome.status == GoalStatus.STATUS_ABORTED
     assert not outcome.result.success
     assert text in outcome.result.message
     planned.wait_for(text)
-    sound = finished(finished(client.send_goal_async(_goal(robot))).get_result_async())
+    sound = ended(client, send(client, _goal(robot)))
     assert sound.result.success, sound.result.message
     healthy(robot, listener)
 

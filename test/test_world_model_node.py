@@ -20,9 +20,11 @@ from imagined_graph import (
     Listener,
     Robot,
     call,
+    ended,
     finished,
     random_checkpoint,
     ros_graph,
+    send,
     world_model,
 )
 from lifecycle_msgs.msg import Transition
@@ -223,8 +225,8 @@ def test_action_imagines_candidates_in_one_batch_with_feedback(
     gives the same frames; continuous rollouts go on afterwards."""
     feedback: list[Imagine.Feedback] = []
     goal = goal_for(robot, [0.0, 0.05, 0.0])
-    handle = finished(client.send_goal_async(goal, lambda f: feedback.append(f.feedback)))
-    outcome = finished(handle.get_result_async(), timeout=60.0)
+    handle = send(client, goal, lambda f: feedback.append(f.feedback))
+    outcome = ended(client, handle)
     assert outcome.status == GoalStatus.STATUS_SUCCEEDED
     assert outcome.result.success, outcome.result.message
     rollouts = outcome.result.rollouts
@@ -252,7 +254,7 @@ def test_action_uses_the_newest_frame_when_the_goal_has_none(
     goal = goal_for(robot, [0.0])
     goal.image, goal.camera_info = type(goal.image)(), type(goal.camera_info)()
     goal.candidates[0].header.stamp.sec = goal.candidates[0].header.stamp.nanosec = 0
-    result = finished(finished(client.send_goal_async(goal)).get_result_async()).result
+    result = ended(client, send(client, goal)).result
     assert result.success, result.message
     assert nanoseconds(result.rollouts[0].header.stamp) > asked - 0.5e9
 
@@ -263,34 +265,34 @@ def test_cancel_is_observed_within_one_step(
     """A goal of 1000 steps ends at the step during which it was cancelled."""
     feedback: list[Imagine.Feedback] = []
     goal = goal_for(robot, [0.0], steps=1000)
-    handle = finished(client.send_goal_async(goal, lambda f: feedback.append(f.feedback)))
+    handle = send(client, goal, lambda f: feedback.append(f.feedback))
     wait_until(lambda: sum(f.stage == "denoise" for f in feedback) >= 3, what="three steps")
     cancelled = handle.cancel_goal_async()
-    outcome = finished(handle.get_result_async())
+    outcome = ended(client, handle)
     assert len(finished(cancelled).goals_canceling) == 1
     assert outcome.status == GoalStatus.STATUS_CANCELED
     assert not outcome.result.success
     assert "cancelled after denoising step" in outcome.result.message
     # Steps that the client had not heard of when it cancelled, and the one under way.
-    ended = int(outcome.result.message.split("step ")[1].split()[0])
-    wait_until(lambda: feedback[-1].step == ended, what="feedback of the last step")
-    assert ended < 500
+    last = int(outcome.result.message.split("step ")[1].split()[0])
+    wait_until(lambda: feedback[-1].step == last, what="feedback of the last step")
+    assert last < 500
     listener.wait_for_rollout()
 
 
 def test_goals_wait_for_each_other_and_a_waiting_one_can_be_cancelled(
     client: ActionClient, robot: Robot
 ) -> None:
-    long_goal = finished(client.send_goal_async(goal_for(robot, [0.0], steps=1000)))
-    waiting = finished(client.send_goal_async(goal_for(robot, [0.0], steps=1000)))
-    short = finished(client.send_goal_async(goal_for(robot, [0.0])))
+    long_goal = send(client, goal_for(robot, [0.0], steps=1000))
+    waiting = send(client, goal_for(robot, [0.0], steps=1000))
+    short = send(client, goal_for(robot, [0.0]))
     finished(waiting.cancel_goal_async())
-    outcome = finished(waiting.get_result_async())
+    outcome = ended(client, waiting)
     assert outcome.status == GoalStatus.STATUS_CANCELED
     assert "before it started" in outcome.result.message
     finished(long_goal.cancel_goal_async())
-    assert finished(long_goal.get_result_async()).status == GoalStatus.STATUS_CANCELED
-    assert finished(short.get_result_async()).result.success
+    assert ended(client, long_goal).status == GoalStatus.STATUS_CANCELED
+    assert ended(client, short).result.success
 
 
 def test_continuous_rollouts_pause_for_a_goal(
@@ -298,14 +300,14 @@ def test_continuous_rollouts_pause_for_a_goal(
 ) -> None:
     feedback: list[Imagine.Feedback] = []
     goal = goal_for(robot, [0.0], steps=1000)
-    handle = finished(client.send_goal_async(goal, lambda f: feedback.append(f.feedback)))
+    handle = send(client, goal, lambda f: feedback.append(f.feedback))
     wait_until(lambda: sum(f.stage == "denoise" for f in feedback) >= 3, what="three steps")
     time.sleep(0.2)  # a rollout that was published before the goal may still arrive
     count = len(listener.rollouts)
     time.sleep(1.0)
     assert len(listener.rollouts) == count
     finished(handle.cancel_goal_async())
-    finished(handle.get_result_async())
+    ended(client, handle)
     listener.wait_for_rollout()
 
 
@@ -343,7 +345,7 @@ def test_termination_ends_a_goal_and_the_process(
     """A launcher's SIGTERM is obeyed in the middle of a long goal."""
     feedback: list[Imagine.Feedback] = []
     goal = goal_for(robot, [0.0], steps=1000)
-    finished(client.send_goal_async(goal, lambda f: feedback.append(f.feedback)))
+    send(client, goal, lambda f: feedback.append(f.feedback))
     wait_until(lambda: sum(f.stage == "denoise" for f in feedback) >= 3, what="three steps")
     running.send_signal(signal.SIGTERM)
     assert running.wait(timeout=60.0) == 0
