@@ -54,7 +54,8 @@ def test_kill_nine_and_restart_gives_the_same_losses(config: Path, tmp_path: Pat
     command = train_command(config, broken, cache=cache)
     process = start(command)
     log, deadline = broken / "log.jsonl", time.monotonic() + 200
-    while not (log.exists() and len(log.read_text().splitlines()) >= 5):
+    state = broken / "state" / "numbers.json"
+    while not (log.exists() and len(log.read_text().splitlines()) >= 5 and state.exists()):
         assert process.poll() is None and time.monotonic() < deadline, process.communicate()[0]
         time.sleep(0.005)
     os.kill(process.pid, signal.SIGKILL)
