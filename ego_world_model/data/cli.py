@@ -49,6 +49,13 @@ def simulate(
         Optional[str],  # noqa: UP045
         typer.Option(help="Frames as 'image' (lossless) or 'video'; by size unless given."),
     ] = None,
+    still: Annotated[
+        bool, typer.Option(help="Let rest what a task does not need; else it wanders.")
+    ] = False,
+    disturbance: Annotated[
+        float,
+        typer.Option(min=0, max=0.2, help="Let the arms stray from their plan (rad, deviation)."),
+    ] = 0.0,
 ) -> None:
     """Record episodes of the simulated robot as a LeRobot v3.0 dataset.
 
@@ -76,6 +83,8 @@ def simulate(
             tasks=task,
             depth=depth,
             image_storage=storage,
+            still=still,
+            disturbance=disturbance,
         )
     except KeyboardInterrupt:
         Console(stderr=True).print(

@@ -49,6 +49,7 @@ class GenerationPlan:
         seconds: length of an episode; it holds round(seconds * fps) frames.
         tasks: kinds of task to take in turn, or None for the simulation's own mixture.
         oversample: frames are rendered this many times as large and averaged down.
+        still, disturbance: see ``TableTop``; actions hold the undisturbed plan.
     """
 
     robot: str
@@ -61,6 +62,8 @@ class GenerationPlan:
     tasks: tuple[str, ...] | None = None
     depth: bool = True
     oversample: int = 1
+    still: bool = False
+    disturbance: float = 0.0
 
     @property
     def frames(self) -> int:
@@ -96,6 +99,8 @@ def simulate_episode(plan: GenerationPlan, index: int, *, attempt: int = 0) -> E
         task=task,
         width=scale * plan.width,
         height=scale * plan.height,
+        still=plan.still,
+        disturbance=plan.disturbance,
     )
     if scale > 1:  # small pictures do not show finer facets, which cost a third of the time
         quality = sim.scene.model.vis.quality
@@ -151,11 +156,14 @@ def generate(
     tasks: Sequence[str] | None = None,
     depth: bool = True,
     image_storage: ImageStorage | None = None,
+    still: bool = False,
+    disturbance: float = 0.0,
 ) -> DatasetReader:
     """Bring the dataset in ``root`` to ``episodes`` simulated episodes.
 
     Frames up to 160 pixels wide are rendered at twice the size and averaged down, and stored as
     lossless PNG; larger ones are stored as video unless ``image_storage`` says otherwise.
+    ``still`` and ``disturbance`` are those of ``TableTop``: what a policy learns from.
 
     Raises:
         RuntimeError: if an episode fails from several seeds or workers keep dying; what is
@@ -180,6 +188,8 @@ def generate(
         tasks=tuple(tasks) if tasks else None,
         depth=depth,
         oversample=2 if width <= 160 else 1,
+        still=still,
+        disturbance=disturbance,
     )
     body = load_embodiment(robot)
     with DatasetWriter(

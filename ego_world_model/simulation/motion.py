@@ -108,6 +108,29 @@ class FollowedPlan:
         return np.stack([np.interp(times, self.times, column) for column in self.q.T], axis=1)
 
 
+class Disturbance:
+    """A slow noise on the arm joints: four sinusoids each, of 0.15 to 0.7 Hz.
+
+    Args:
+        amplitude: standard deviation, radians. seed: of periods and phases.
+    """
+
+    def __init__(self, robot: Embodiment, amplitude: float, seed: int) -> None:
+        rng = np.random.default_rng((13, seed))
+        self._robot = robot
+        self._joints = robot.indices(tuple(j for hand in robot.hands.values() for j in hand.arm))
+        shape = (4, len(self._joints))
+        self._frequency = 2 * np.pi * rng.uniform(0.15, 0.7, shape)
+        self._phase = rng.uniform(0, 2 * np.pi, shape)
+        self._amplitude = amplitude / np.sqrt(2)  # of each; four of them add up to ``amplitude``
+
+    def __call__(self, q: NDArray[np.float64], time: float) -> NDArray[np.float64]:
+        """q (nq,) as it is ``time`` seconds after the start, within the joint limits."""
+        q, robot = q.copy(), self._robot
+        q[self._joints] += self._amplitude * np.sin(self._frequency * time + self._phase).sum(0)
+        return robot.coupled(np.clip(q, robot.lower, robot.upper))
+
+
 def pad_to_common_end(tracks: Sequence[Track]) -> None:
     """Let every track rest until the last one ends."""
     end = max(track.duration for track in tracks)

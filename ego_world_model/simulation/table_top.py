@@ -15,11 +15,12 @@ from numpy.typing import ArrayLike, NDArray
 from ego_world_model.camera import CameraPose, PinholeCamera
 from ego_world_model.embodiment import Embodiment
 from ego_world_model.kinematics import HandKinematics
-from ego_world_model.simulation.motion import FollowedPlan, JointPlan
+from ego_world_model.simulation.goals import Goal, Referee
+from ego_world_model.simulation.motion import Disturbance, FollowedPlan, JointPlan
 from ego_world_model.simulation.objects_motion import ObjectMotion, ObjectState
 from ego_world_model.simulation.renderer import Observation, SceneRenderer
 from ego_world_model.simulation.scene import SPLITS, Scene, make_scene
-from ego_world_model.simulation.tasks import TaskPlan, TaskPlanner
+from ego_world_model.simulation.tasks import ANYTHING, TaskPlan, TaskPlanner, Wanted
 
 _STEP = 0.02  # seconds; objects advance on this grid, so the result does not depend on the caller
 _PLAN_AHEAD = 4.0  # seconds before the end of a plan at which the next one is begun
@@ -41,8 +42,7 @@ class _Segment:
 
     start: float
     plan: JointPlan | FollowedPlan
-    instruction: str
-    task: str
+    goal: Goal
 
     @property
     def end(self) -> float:
@@ -62,6 +62,9 @@ class TableTop:
             ``advance`` never waits; the result then depends on timing.
         camera_jitter: mount the camera a little off its nominal place, as on real robots; off
             where whoever watches assumes the nominal mount.
+        still: what a task does not need (the other hand, the torso) rests; else it may wander.
+        disturbance: radians by which the arms stray from their plan (standard deviation of a slow
+            noise), so that who learns from ``plan`` sees how to come back.
 
     Raises:
         ValueError: for an unknown split or task, or a robot that lacks what the table needs.
@@ -78,6 +81,8 @@ class TableTop:
         height: int = 480,
         background_planning: bool = False,
         camera_jitter: bool = True,
+        still: bool = False,
+        disturbance: float = 0.0,
     ) -> None:
         rng = np.random.default_rng((SPLITS.index(split) if split in SPLITS else 0, seed, 1))
         large = task == "bimanual" or (task is None and rng.random() < 0.15)
@@ -92,15 +97,18 @@ class TableTop:
             camera_jitter=camera_jitter,
         )
         self._only = task
-        self._planner = TaskPlanner(robot, self.scene, rng)
-        self._motion = ObjectMotion(robot, HandKinematics(robot), self.scene)
+        self._stray = Disturbance(robot, disturbance, seed) if disturbance else None
+        self._planner = TaskPlanner(robot, self.scene, rng, still=still)
+        kinematics = HandKinematics(robot)
+        self._motion = ObjectMotion(robot, kinematics, self.scene)
+        self._referee = Referee(robot, kinematics, self.scene)
         # Kinematics are not thread-safe, and planning may run in a thread of its own.
         self._foresight = ObjectMotion(robot, HandKinematics(robot), self.scene)
         self._objects = ObjectState.initial(self.scene)
         self._stepped = 0.0
         self.time = 0.0
         first = self._planner.plan(task, self._planner.start_pose(), self._objects)
-        self._segments = [_Segment(0.0, first.plan, first.instruction, first.task)]
+        self._segments = [_Segment(0.0, first.plan, first.goal)]
         self._executor = ThreadPoolExecutor(1, "planner") if background_planning else None
         self._pending: Future[TaskPlan] | None = None
         self._renderer: SceneRenderer | None = None
@@ -120,17 +128,26 @@ class TableTop:
     @property
     def task(self) -> str:
         """The current instruction in words."""
-        return self._segment(self.time).instruction
+        return self.goal.instruction
 
     @property
     def task_name(self) -> str:
         """The kind of the current task, one of ``TASKS`` or "follow"."""
-        return self._segment(self.time).task
+        return self.goal.task
+
+    @property
+    def goal(self) -> Goal:
+        """What the current task is to achieve."""
+        return self._segment(self.time).goal
+
+    def achieved(self, goal: Goal) -> bool:
+        """Whether a goal holds now; see ``Referee.achieved``."""
+        return self._referee.achieved(goal, self.joint_positions, self._objects)
 
     @property
     def joint_positions(self) -> NDArray[np.float64]:
         """(nq,) radians now, in ``robot.joint_names`` order."""
-        return self._q_at(np.array([self.time]))[0]
+        return self._actual_q(self.time)
 
     def state(self) -> SceneState:
         """A snapshot for a renderer, possibly in another thread."""
@@ -146,13 +163,13 @@ class TableTop:
         self._plan_until(self.time)
         while self._stepped + _STEP <= self.time + 1e-9:
             self._stepped += _STEP
-            q = self._q_at(np.array([self._stepped]))[0]
+            q = self._actual_q(self._stepped)
             self._objects = self._motion.step(self._objects, q, _STEP)
         while len(self._segments) > 1 and self._segments[1].start <= self._stepped:
             self._segments.pop(0)
 
     def plan(self, times: ArrayLike) -> NDArray[np.float64]:
-        """(T, nq) radians that the robot will have ``times`` (T,) seconds from now.
+        """(T, nq) radians that the robot is to have ``times`` (T,) seconds from now.
 
         With background planning a plan that is not ready yet is a rest at the last one's end.
         """
@@ -186,13 +203,21 @@ class TableTop:
         q = self.robot.coupled(np.clip(q, self.robot.lower, self.robot.upper))
         plan = FollowedPlan(times, q)
         self._pending = None
-        self._segments = [_Segment(self.time, plan, "follow a joint trajectory", "follow")]
+        self._segments = [_Segment(self.time, plan, Goal("follow", "follow a joint trajectory"))]
 
     def resume_tasks(self) -> None:
         """Go back to scripted tasks from the present configuration, after ``follow``."""
-        if self._segments[-1].task == "follow":
+        if self._segments[-1].goal.task == "follow":
             planned = self._planner.plan(self._only, self.joint_positions, self._objects)
-            self._segments = [_Segment(self.time, planned.plan, planned.instruction, planned.task)]
+            self._segments = [_Segment(self.time, planned.plan, planned.goal)]
+
+    def begin(self, task: str, wanted: Wanted = ANYTHING) -> Goal:
+        """Drop what is under way and begin a task now; the goal, which is of another task where no
+        plan for this one was found."""
+        self._pending = None
+        planned = self._planner.plan(task, self.joint_positions, self._objects, wanted)
+        self._segments = [_Segment(self.time, planned.plan, planned.goal)]
+        return planned.goal
 
     # ---------------------------------------------------------------- pictures
 
@@ -218,6 +243,11 @@ class TableTop:
     def _segment(self, time: float) -> _Segment:
         return next((s for s in reversed(self._segments) if s.start <= time), self._segments[0])
 
+    def _actual_q(self, time: float) -> NDArray[np.float64]:
+        """(nq,) radians of the robot, which may stray from its plan."""
+        q = self._q_at(np.array([time]))[0]
+        return q if self._stray is None else self._stray(q, time)
+
     def _q_at(self, times: NDArray[np.float64]) -> NDArray[np.float64]:
         out = np.empty((len(times), len(self.robot.joint_names)))
         for i, time in enumerate(times):
@@ -227,7 +257,7 @@ class TableTop:
 
     def _plan_until(self, time: float) -> None:
         """Append tasks until the plans reach ``time``."""
-        while self._segments[-1].task != "follow":
+        while self._segments[-1].goal.task != "follow":
             last = self._segments[-1]
             if self._executor is None:
                 if last.end > time:
@@ -242,7 +272,7 @@ class TableTop:
                     return
                 planned, self._pending = self._pending.result(), None
             start = max(last.end, self.time) if self._executor else last.end
-            self._segments.append(_Segment(start, planned.plan, planned.instruction, planned.task))
+            self._segments.append(_Segment(start, planned.plan, planned.goal))
 
     def _next_task(self, last: _Segment, objects: ObjectState, since: float) -> TaskPlan:
         """Plan from where ``last`` ends, with the objects where it will have left them."""

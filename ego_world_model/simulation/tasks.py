@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from ego_world_model.embodiment import Embodiment
 from ego_world_model.kinematics import HandKinematics, UnreachableError
+from ego_world_model.simulation.goals import Goal
 from ego_world_model.simulation.motion import JointPlan, Track, pad_to_common_end
 from ego_world_model.simulation.objects_motion import ObjectState
 from ego_world_model.simulation.poses import SIDES, HandPoses, other_side, sign_of
@@ -35,23 +36,44 @@ TASKS = (*_TASK_WEIGHTS, "bimanual")
 
 
 @dataclass(frozen=True)
-class TaskPlan:
-    """A planned task: its instruction in words and the robot's motion."""
+class Wanted:
+    """What a task shall be done with; None leaves the choice to the planner.
 
-    task: str
-    instruction: str
+    Attributes:
+        side: "left" or "right", for tasks of one hand.
+        target: number of the object.
+    """
+
+    side: str | None = None
+    target: int | None = None
+
+
+ANYTHING = Wanted()
+
+
+@dataclass(frozen=True)
+class TaskPlan:
+    """A planned task: what is to be achieved and the robot's motion."""
+
+    goal: Goal
     plan: JointPlan
 
 
 class TaskPlanner:
-    """Plans tasks for one robot in one scene. Not thread-safe."""
+    """Plans tasks for one robot in one scene. Not thread-safe.
 
-    def __init__(self, robot: Embodiment, scene: Scene, rng: np.random.Generator) -> None:
-        self._robot, self._scene, self._rng = robot, scene, rng
+    Args:
+        still: what a task does not need (the other hand, the torso) rests; else it may wander.
+    """
+
+    def __init__(
+        self, robot: Embodiment, scene: Scene, rng: np.random.Generator, *, still: bool = False
+    ) -> None:
+        self._robot, self._scene, self._rng, self._still = robot, scene, rng, still
         kinematics = HandKinematics(robot)
         self._poses = HandPoses(robot, scene, kinematics, rng)
         self._rehearsal = Rehearsal(robot, scene, kinematics)
-        self._builders: Mapping[str, Callable[[NDArray, ObjectState], TaskPlan]] = {
+        self._builders: Mapping[str, Callable[[NDArray, ObjectState, Wanted], TaskPlan]] = {
             "reach": self._reach,
             "grasp": self._grasp,
             "cross": self._cross,
@@ -61,11 +83,17 @@ class TaskPlanner:
             "bimanual": self._bimanual,
         }
 
-    def plan(self, task: str | None, q: NDArray[np.float64], objects: ObjectState) -> TaskPlan:
+    def plan(
+        self,
+        task: str | None,
+        q: NDArray[np.float64],
+        objects: ObjectState,
+        wanted: Wanted = ANYTHING,
+    ) -> TaskPlan:
         """A task from the configuration q (nq,); ``task`` None picks one at random.
 
         Where no sample of the task works from here (its object has left the reach, say), the hands
-        move freely instead, and the plan says so in its ``task``.
+        move freely instead, and the plan's goal says so in its ``task``.
 
         Raises:
             ValueError: for an unknown task.
@@ -76,15 +104,16 @@ class TaskPlanner:
         for name in names:
             for _ in range(_ATTEMPTS):
                 try:
-                    planned = self._builders[name](q, objects)
+                    planned = self._builders[name](q, objects, wanted)
                 except UnreachableError:
                     continue
-                if self._rehearsal.succeeds(planned.plan, objects, self._carried(planned)):
+                carried = planned.goal.target if planned.goal.carries else None
+                if self._rehearsal.succeeds(planned.plan, objects, carried):
                     return planned
         rest = self._start(q, 1.0)
         for track in rest.values():
             track.hold(1.0)
-        return self._finish("idle", "hold still", q, rest)
+        return self._finish(Goal("idle", "hold still"), q, rest)
 
     def start_pose(self) -> NDArray[np.float64]:
         """A random configuration (nq,) with both hands above the table, near the neutral pose."""
@@ -104,8 +133,8 @@ class TaskPlanner:
 
     # ---------------------------------------------------------------- tasks
 
-    def _reach(self, q: NDArray, objects: ObjectState) -> TaskPlan:
-        side, i = self._side_and_object(objects)
+    def _reach(self, q: NDArray, objects: ObjectState, wanted: Wanted) -> TaskPlan:
+        side, i = self._side_and_object(objects, wanted)
         target = objects.poses[i, :3]
         item = self._scene.objects[i]
         tracks = self._start(q)
@@ -120,10 +149,10 @@ class TaskPlanner:
         tracks[side].move(self._poses.random_value(side), at_least=0.7)
         self._drift(tracks[other_side(side)], other_side(side))
         text = f"reach for the {item.name} with the {side} hand"
-        return self._finish("reach", text, q, tracks)
+        return self._finish(Goal("reach", text, side, i), q, tracks)
 
-    def _grasp(self, q: NDArray, objects: ObjectState) -> TaskPlan:
-        side, i = self._side_and_object(objects)
+    def _grasp(self, q: NDArray, objects: ObjectState, wanted: Wanted) -> TaskPlan:
+        side, i = self._side_and_object(objects, wanted)
         item, centre = self._scene.objects[i], objects.poses[i, :3]
         if item.for_two_hands:
             raise UnreachableError(f"the {item.name} is too wide for one hand")
@@ -160,9 +189,9 @@ class TaskPlanner:
         hand.move(wrist_at(goal, clear, 0.1, 0.1), at_least=0.5)
         self._drift(track[other_side(side)], other_side(side))
         text = f"grasp the {item.name} with the {side} hand and move it"
-        return self._finish("grasp", text, q, track)
+        return self._finish(Goal("grasp", text, side, i), q, track)
 
-    def _bimanual(self, q: NDArray, objects: ObjectState) -> TaskPlan:
+    def _bimanual(self, q: NDArray, objects: ObjectState, wanted: Wanted) -> TaskPlan:
         large = [i for i, item in enumerate(self._scene.objects) if item.for_two_hands]
         if not large:
             raise UnreachableError("no object for two hands on the table")
@@ -205,9 +234,10 @@ class TaskPlanner:
             ):
                 tracks[side].move(hand_at(move, out, up), at_least=seconds)
         self._align(tracks)
-        return self._finish("bimanual", f"lift the {item.name} with both hands", q, tracks)
+        text = f"lift the {item.name} with both hands"
+        return self._finish(Goal("bimanual", text, target=i), q, tracks)
 
-    def _cross(self, q: NDArray, objects: ObjectState) -> TaskPlan:
+    def _cross(self, q: NDArray, objects: ObjectState, wanted: Wanted) -> TaskPlan:
         """One hand passes above the other, which it hides from the head camera."""
         rng = self._rng
         above = SIDES[rng.integers(2)]
@@ -234,9 +264,10 @@ class TaskPlanner:
             tracks[side].move(self._poses.value(side, aside, roll, 0.1, yaw, flex), at_least=0.7)
             tracks[side].move(self._poses.random_value(side), at_least=0.6)
         self._align(tracks)
-        return self._finish("cross", f"cross the hands, the {above} one above", q, tracks)
+        text = f"cross the hands, the {above} one above"
+        return self._finish(Goal("cross", text, above), q, tracks)
 
-    def _fingers(self, q: NDArray, objects: ObjectState) -> TaskPlan:
+    def _fingers(self, q: NDArray, objects: ObjectState, wanted: Wanted) -> TaskPlan:
         """Hold the hands in view and bend one finger at a time."""
         rng = self._rng
         tracks = self._start(q)
@@ -255,25 +286,26 @@ class TaskPlanner:
                 tracks[side].move(bent, at_least=rng.uniform(0.35, 0.7))
                 tracks[side].move(value, at_least=rng.uniform(0.35, 0.7))
                 moved.append(f"{side} {name}")
-        return self._finish("fingers", f"bend the {', then the '.join(moved)}", q, tracks)
+        text = f"bend the {', then the '.join(moved)}"
+        return self._finish(Goal("fingers", text), q, tracks)
 
-    def _free(self, q: NDArray, objects: ObjectState) -> TaskPlan:
+    def _free(self, q: NDArray, objects: ObjectState, wanted: Wanted) -> TaskPlan:
         tracks = self._start(q)
         for side in SIDES:
             for _ in range(int(self._rng.integers(2, 5))):
                 tracks[side].move(
                     self._poses.random_value(side), at_least=self._rng.uniform(0.5, 1.2)
                 )
-        return self._finish("free", "move the hands freely", q, tracks)
+        return self._finish(Goal("free", "move the hands freely"), q, tracks)
 
-    def _idle(self, q: NDArray, objects: ObjectState) -> TaskPlan:
+    def _idle(self, q: NDArray, objects: ObjectState, wanted: Wanted) -> TaskPlan:
         tracks = self._start(q)
         for side in SIDES:
             value = q[self._poses.joints(side)]
             for _ in range(2):
                 sway = self._rng.normal(0, 0.015, len(value))
                 tracks[side].move(self._poses.clip(side, value + sway), at_least=0.6)
-        return self._finish("idle", "hold still", q, tracks)
+        return self._finish(Goal("idle", "hold still"), q, tracks)
 
     # ---------------------------------------------------------------- building blocks
 
@@ -294,23 +326,21 @@ class TaskPlanner:
             tracks[side] = Track.starting_at(joints, limit, q[joints])
         return tracks
 
-    def _finish(
-        self, task: str, instruction: str, q: NDArray, tracks: dict[str, Track]
-    ) -> TaskPlan:
+    def _finish(self, goal: Goal, q: NDArray, tracks: dict[str, Track]) -> TaskPlan:
         moves = [*tracks.values()]
-        torso = self._robot.torso
-        if torso and task in ("free", "idle", "reach") and self._rng.random() < 0.12:
+        torso = self._robot.torso if not self._still else ()
+        if torso and goal.task in ("free", "idle", "reach") and self._rng.random() < 0.12:
             joints = self._robot.indices(torso)
             waist = Track.starting_at(joints, np.full(len(torso), 0.25), q[joints])
             waist.move(self._rng.uniform(-0.06, 0.06, len(torso)), at_least=0.8)
             waist.move(np.zeros(len(torso)), at_least=0.8)
             moves.append(waist)
         pad_to_common_end(moves)
-        return TaskPlan(task, instruction, JointPlan(self._robot, q.copy(), tuple(moves)))
+        return TaskPlan(goal, JointPlan(self._robot, q.copy(), tuple(moves)))
 
     def _drift(self, track: Track, side: str) -> None:
         """What the hand that has nothing to do does: rest, or wander a little."""
-        if self._rng.random() < 0.5:
+        if not self._still and self._rng.random() < 0.5:
             track.move(self._poses.random_value(side), at_least=self._rng.uniform(1.0, 2.0))
 
     def _align(self, tracks: Mapping[str, Track]) -> None:
@@ -330,9 +360,13 @@ class TaskPlanner:
                     groups.setdefault(finger, []).append(k)
         return groups
 
-    def _side_and_object(self, objects: ObjectState) -> tuple[str, int]:
-        small = [i for i, item in enumerate(self._scene.objects) if not item.for_two_hands]
-        i = int(self._rng.choice(small or range(len(self._scene.objects))))
+    def _side_and_object(self, objects: ObjectState, wanted: Wanted) -> tuple[str, int]:
+        i = wanted.target
+        if i is None:
+            small = [i for i, item in enumerate(self._scene.objects) if not item.for_two_hands]
+            i = int(self._rng.choice(small or range(len(self._scene.objects))))
+        if wanted.side is not None:
+            return wanted.side, i
         y = objects.poses[i, 1] - self._scene.origin[1]
         likely = 0.5 + 0.5 * np.clip(y / 0.04, -1, 1)  # the nearer hand, mostly
         return ("left" if self._rng.random() < likely else "right"), i
@@ -355,9 +389,3 @@ class TaskPlanner:
                     [x, y, self._scene.table_height + self._scene.objects[moving].height / 2]
                 )
         raise UnreachableError("no free place on the table")
-
-    def _carried(self, planned: TaskPlan) -> int | None:
-        """Number of the object that the task means to carry."""
-        if planned.task not in ("grasp", "bimanual"):
-            return None
-        return [item.name in planned.instruction for item in self._scene.objects].index(True)
