@@ -21,6 +21,7 @@ from ego_world_model.data.importers.camera_file import plumb_bob
 
 IMAGE, COMPRESSED_IMAGE = "sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage"
 CAMERA_INFO, JOINT_STATE = "sensor_msgs/msg/CameraInfo", "sensor_msgs/msg/JointState"
+STRING = "std_msgs/msg/String"
 LOW_STATE, HAND_STATE = "unitree_hg/msg/LowState", "unitree_hg/msg/HandState"
 MOTOR_STATES = "unitree_go/msg/MotorStates"
 
@@ -141,6 +142,32 @@ def rgb_from_message(message: Any) -> NDArray[np.uint8]:
             "decoded colour topic"
         )
     kind, channels, order = _ENCODINGS[message.encoding]
+    pixels = _pixels(message, kind, channels)
+    if pixels.dtype.itemsize == 2:
+        pixels = pixels >> 8
+    return np.ascontiguousarray(pixels[..., order], dtype=np.uint8)
+
+
+def depth_from_message(message: Any) -> NDArray[np.uint16]:
+    """A depth Image (16UC1 millimetres or 32FC1 metres) as (H, W) uint16 mm, 0 where unknown.
+
+    Raises:
+        ValueError: an encoding that is not depth, or data that do not fit the message's size.
+    """
+    if message.encoding in ("16UC1", "mono16"):
+        return _pixels(message, np.uint16, 1)[..., 0].astype(np.uint16)
+    if message.encoding == "32FC1":
+        millimetres = 1000.0 * _pixels(message, np.float32, 1)[..., 0].astype(np.float64)
+        known = (millimetres > 0) & (millimetres < 65535.5)  # false for NaN and infinity
+        return np.rint(np.where(known, millimetres, 0)).astype(np.uint16)
+    raise ValueError(
+        f"depth encoding {message.encoding!r} is neither 16UC1 (mm) nor 32FC1 (m); record the "
+        "decoded depth topic"
+    )
+
+
+def _pixels(message: Any, kind: type[np.generic], channels: int) -> NDArray[Any]:
+    """(H, W, channels) of an Image, a view of its data."""
     height, width, step = int(message.height), int(message.width), int(message.step)
     dtype = np.dtype(kind).newbyteorder(">" if message.is_bigendian else "<")
     row = width * channels * dtype.itemsize
@@ -150,10 +177,7 @@ def rgb_from_message(message: Any) -> NDArray[np.uint8]:
             f"{width}x{height} {message.encoding} with step {step} does not fit {data.size} bytes"
         )
     strides = (step, channels * dtype.itemsize, dtype.itemsize)
-    pixels = np.ndarray((height, width, channels), dtype, buffer=data, strides=strides)
-    if dtype.itemsize == 2:
-        pixels = pixels >> 8
-    return np.ascontiguousarray(pixels[..., order], dtype=np.uint8)
+    return np.ndarray((height, width, channels), dtype, buffer=data, strides=strides)
 
 
 def camera_from_message(message: Any) -> PinholeCamera:

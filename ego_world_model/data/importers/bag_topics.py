@@ -13,6 +13,7 @@ from ego_world_model.data.importers.bag_messages import (
     JOINT_STATE,
     LOW_STATE,
     MOTOR_STATES,
+    STRING,
 )
 from ego_world_model.data.importers.base import RejectedError
 
@@ -27,7 +28,11 @@ class TopicOptions:
         read_camera_info: False where the user gave a calibration in place of the recorded one.
         use_received: order all messages by the time they were recorded, for clocks that differ.
         tolerance: seconds; joint states further apart are never interpolated.
+        time_offset: seconds added to the stamps of joint states (``joint_time_offset``).
         middle_first: whether the right Dex3 hand lists its middle finger before the index finger.
+        depth: depth topic, aligned to the image.
+        read_depth: whether to read depth at all; None: where the recording has an aligned topic.
+        instruction: topic of the instruction in words.
     """
 
     image: str | None = None
@@ -36,16 +41,28 @@ class TopicOptions:
     read_camera_info: bool = True
     use_received: bool = False
     tolerance: float = 0.05
+    time_offset: float = 0.0
     middle_first: bool = False
+    depth: str | None = None
+    read_depth: bool | None = False
+    instruction: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Topics:
-    """The topics to read; ``camera_info`` None: none recorded."""
+    """The topics to read; None: none recorded."""
 
     image: str
     camera_info: str | None
     joints: tuple[str, ...]
+    depth: str | None = None
+    instruction: str | None = None
+
+    @property
+    def all(self) -> set[str]:
+        """Every topic that is read."""
+        named = {self.image, self.camera_info, self.depth, self.instruction, *self.joints}
+        return {topic for topic in named if topic is not None}
 
 
 def choose_topics(types: Mapping[str, str], options: TopicOptions) -> Topics:
@@ -63,6 +80,8 @@ def choose_topics(types: Mapping[str, str], options: TopicOptions) -> Topics:
         image=image,
         camera_info=info,
         joints=_joints(types, options.joints),
+        depth=_depth(types, image, options) if options.read_depth is not False else None,
+        instruction=_instruction(types, options.instruction),
     )
 
 
@@ -88,6 +107,32 @@ def _camera_info(types: Mapping[str, str], image: str, asked: str | None) -> str
     infos = [topic for topic, kind in types.items() if kind == CAMERA_INFO]
     base = image.removesuffix("/compressed").rpartition("/")[0]
     return f"{base}/camera_info" if f"{base}/camera_info" in infos else None
+
+
+def _depth(types: Mapping[str, str], image: str, options: TopicOptions) -> str | None:
+    """Depth whose pixels are those of the image."""
+    if options.depth is not None:
+        return _named(types, options.depth, (IMAGE,), "--depth-topic")
+    depths = [t for t, k in types.items() if k == IMAGE and {"aligned", "depth"} <= set(_words(t))]
+    # Of several cameras, that of the image: camera/color/… and camera/aligned_depth_to_color/….
+    camera = image.removesuffix("/compressed").rsplit("/", 2)[0]
+    depths = [t for t in depths if t.startswith(f"{camera}/")] or depths
+    if len(depths) == 1:
+        return depths[0]
+    if depths or options.read_depth:
+        raise RejectedError(
+            f"{'several topics' if depths else 'no topic'} may be the camera's aligned depth: "
+            f"{', '.join(depths) or 'none'}",
+            "name it with --depth-topic, or leave depth out with --no-depth",
+        )
+    return None
+
+
+def _instruction(types: Mapping[str, str], asked: str | None) -> str | None:
+    if asked is not None:
+        return _named(types, asked, (STRING,), "--instruction-topic")
+    found = [t for t, k in types.items() if k == STRING and t.rpartition("/")[2] == "instruction"]
+    return found[0] if len(found) == 1 else None
 
 
 def _joints(types: Mapping[str, str], asked: Sequence[str]) -> tuple[str, ...]:

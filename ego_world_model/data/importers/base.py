@@ -32,6 +32,9 @@ class SourceFrame:
         action: (nq,) rad, commanded for the next frame, NaN where the recording has none.
         camera: intrinsics of the picture where the recording has them.
         number: the frame's number in the recording, from 0.
+        load_depth: decodes the depth image that belongs to the picture, (H, W) uint16 millimetres
+            and 0 where unknown; None where the recording has none.
+        task: instruction that held at the frame, None where the recording has one for all.
     """
 
     stamp: int
@@ -40,6 +43,8 @@ class SourceFrame:
     number: int
     action: NDArray[np.float64] | None = None
     camera: PinholeCamera | None = None
+    load_depth: Callable[[], NDArray[np.uint16]] | None = None
+    task: str | None = None
 
 
 @dataclass(kw_only=True)

@@ -9,19 +9,16 @@ arguments writes only what is missing.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ego_world_model.camera import PinholeCamera
-from ego_world_model.data.generate import Split
 from ego_world_model.data.importers.base import RejectedError, Source, SourceFrame, Tally
 from ego_world_model.data.importers.joints import outside_limits
+from ego_world_model.data.importers.options import ImportOptions
 from ego_world_model.data.importers.report import ImportReport, SourceReport
-from ego_world_model.data.importers.timing import on_grid
+from ego_world_model.data.importers.runs import Run, runs
 from ego_world_model.data.layout import INFO, DatasetSpec, ImageStorage
 from ego_world_model.data.reader import DatasetReader
 from ego_world_model.data.schema import Episode
@@ -29,54 +26,9 @@ from ego_world_model.data.writer import DatasetWriter
 from ego_world_model.embodiment import Embodiment
 from ego_world_model.hands import EXTRA_SLOTS, SLOT_NAMES
 from ego_world_model.kinematics import HandKinematics
-from ego_world_model.media import resize
 
 _SMALL = 160
 """Pixels of width up to which frames are kept as PNG unless asked otherwise (as simulated ones)."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ImportOptions:
-    """How recordings become episodes.
-
-    Attributes:
-        fps: frames per second of the dataset.
-        size: (width, height) to resize pictures to, or None to keep theirs.
-        camera: intrinsics at the recordings' own size, in place of those that they hold.
-        task: instruction, in place of the recordings' own.
-        storage: ``"image"`` or ``"video"``; None: by width.
-        min_seconds: shorter runs of frames are dropped.
-        max_seconds: longer runs are cut; an episode is held in memory while it is encoded.
-    """
-
-    fps: float = 30.0
-    size: tuple[int, int] | None = None
-    camera: PinholeCamera | None = None
-    task: str | None = None
-    split: Split = "train"
-    storage: ImageStorage | None = None
-    min_seconds: float = 1.0
-    max_seconds: float = 20.0
-
-    def settings(self, robot: Embodiment) -> dict[str, Any]:
-        """What all imports into one folder must agree on."""
-        return {
-            "robot": robot.name,
-            "fps": self.fps,
-            "size": None if self.size is None else list(self.size),
-            "min_seconds": self.min_seconds,
-            "max_seconds": self.max_seconds,
-            "split": self.split,
-        }
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Run:
-    """Frames without a gap: n pictures of one camera. The pictures' memory is used again."""
-
-    frames: list[SourceFrame]
-    images: NDArray[np.uint8]
-    camera: PinholeCamera
 
 
 def run_import(
@@ -119,14 +71,17 @@ def _import_source(
     tally = Tally()
     entry = SourceReport(name=source.name, kind=source.kind, status="imported", tally=tally)
     try:
-        task = options.task or source.task()
+        default = source.task()
         usable = _usable(source.frames(tally), kinematics.robot, tally)
         part = 0
-        for run in _runs(usable, kinematics.robot, options, tally):
+        for run in runs(usable, kinematics.robot, options, tally):
+            task = options.task or run.frames[0].task or default
             episode = _episode(run, kinematics, options, task=task, source=source, part=part)
             target.write(episode, source.name, part)
             part += 1
             tally.episodes, tally.written = part, tally.written + len(episode)
+            if part == options.episodes:
+                break
         if part == 0:
             raise _nothing_left(tally, options)
     except RejectedError as error:
@@ -176,101 +131,8 @@ def _usable(
             tally.drop("joint positions are impossible", f"frame {frame.number}: {problem}")
 
 
-class _Collector:
-    """Gathers decoded frames into runs, none shorter or longer than asked.
-
-    One block of memory holds the pictures of a run; it serves the next once a run is taken.
-    """
-
-    def __init__(self, options: ImportOptions, tally: Tally) -> None:
-        self._shortest = max(1, round(options.min_seconds * options.fps))
-        self._longest = max(self._shortest, round(options.max_seconds * options.fps))
-        self._tally = tally
-        self._frames: list[SourceFrame] = []
-        self._camera: PinholeCamera | None = None
-        self._block = np.empty((0, 0, 0, 3), np.uint8)
-
-    def fits(self, camera: PinholeCamera) -> bool:
-        """Whether one more frame of this camera belongs to the run."""
-        return len(self._frames) < self._longest and camera == self._camera
-
-    def add(self, frame: SourceFrame, image: NDArray[np.uint8], camera: PinholeCamera) -> None:
-        """Appends a frame."""
-        if self._block.shape[1:] != image.shape:
-            self._block = np.empty((self._longest, *image.shape), np.uint8)
-        self._block[len(self._frames)] = image
-        # The source's picture is not needed any more.
-        self._frames.append(replace(frame, load=_released))
-        self._camera = camera
-
-    def end(self) -> Iterator[_Run]:
-        """Ends the run, and gives it unless it is too short."""
-        frames, self._frames = self._frames, []
-        if len(frames) >= self._shortest:
-            assert self._camera is not None
-            yield _Run(frames=frames, images=self._block[: len(frames)], camera=self._camera)
-        elif frames:
-            example = (
-                f"{len(frames)} frames from frame {frames[0].number} on, "
-                f"{self._shortest} are needed"
-            )
-            self._tally.drop("run without a gap is too short", example, len(frames))
-
-
-def _released() -> NDArray[np.uint8]:
-    raise RuntimeError("the picture was decoded before")
-
-
-def _runs(
-    frames: Iterator[SourceFrame], robot: Embodiment, options: ImportOptions, tally: Tally
-) -> Iterator[_Run]:
-    """Decoded frames in runs without a gap; use each before asking for the next."""
-    run = _Collector(options, tally)
-    for first, frame in on_grid(frames, fps=options.fps, tally=tally):
-        if first:
-            yield from run.end()
-        try:
-            image, camera = _picture(frame, robot, options, tally)
-        except (OSError, ValueError) as error:
-            tally.drop("picture cannot be read", f"frame {frame.number}: {error}")
-            yield from run.end()
-            continue
-        if not run.fits(camera):  # full, refocused, or another resolution
-            yield from run.end()
-        run.add(frame, image, camera)
-    yield from run.end()
-
-
-def _picture(
-    frame: SourceFrame, robot: Embodiment, options: ImportOptions, tally: Tally
-) -> tuple[NDArray[np.uint8], PinholeCamera]:
-    """A frame's picture and the intrinsics of its size, both resized as asked."""
-    image = frame.load()
-    height, width = image.shape[:2]
-    camera = options.camera or frame.camera
-    if camera is None:
-        camera = robot.camera
-        if abs(camera.width * height - camera.height * width) > max(camera.width, width):
-            raise RejectedError(
-                f"pictures are {width}x{height}, the recording holds no intrinsics, and those of "
-                f"{robot.name} are for {camera.width}x{camera.height}",
-                "give the camera's calibration file with --camera-info",
-            )
-        camera = camera.resized(width, height)
-        tally.note(f"no intrinsics recorded: those of {robot.name}'s nominal camera are used")
-    if (camera.width, camera.height) != (width, height):
-        raise RejectedError(
-            f"pictures are {width}x{height} but the intrinsics are for "
-            f"{camera.width}x{camera.height}",
-            "use the CameraInfo or calibration file of this resolution",
-        )
-    if options.size is not None:
-        image, camera = resize(image, *options.size), camera.resized(*options.size)
-    return image, camera
-
-
 def _episode(
-    run: _Run,
+    run: Run,
     kinematics: HandKinematics,
     options: ImportOptions,
     *,
@@ -281,7 +143,8 @@ def _episode(
     """Frames with hand slots by forward kinematics of their own joints."""
     robot = kinematics.robot
     state = np.stack([frame.q for frame in run.frames])
-    positions, valid = kinematics.hand_joints_batch(state, extra_slots=EXTRA_SLOTS)
+    mount = options.mount
+    positions, valid = kinematics.hand_joints_batch(state, mount, extra_slots=EXTRA_SLOTS)
     measured = np.concatenate([state[1:], state[-1:]])
     commanded = [frame.action for frame in run.frames]
     if all(action is None for action in commanded):
@@ -292,17 +155,18 @@ def _episode(
         meaning = "commanded; where none is recorded, measured at the next frame"
     return Episode(
         fps=options.fps,
-        images=run.images,
+        images=run.pictures.image,
         state=state,
         action=action,
         hand_positions=positions,
         hand_valid=valid,
         slot_names=SLOT_NAMES + EXTRA_SLOTS,
-        camera_pose=np.stack([kinematics.camera_pose(q) for q in state]),
-        camera=run.camera,
+        camera_pose=np.stack([kinematics.camera_pose(q, mount) for q in state]),
+        camera=run.pictures.camera,
         task=task,
         embodiment=robot.name,
         joint_names=robot.joint_names,
+        depth=run.pictures.depth,
         metadata={
             "source": source.name,
             "source_kind": source.kind,
@@ -324,7 +188,7 @@ class _Target:
         self._present: set[tuple[str, int]] = set()
         if (out / INFO).exists():
             spec = DatasetSpec.from_folder(out)
-            self._open(spec.camera, options.storage or spec.image_storage)
+            self._open(spec.camera, options.storage or spec.image_storage, depth=spec.depth)
             records = DatasetReader(out).records
             imported = [record.metadata for record in records if "source" in record.metadata]
             self._present = {(entry["source"], entry["part"]) for entry in imported}
@@ -346,8 +210,14 @@ class _Target:
                     f"pictures are {camera.width}x{camera.height}; video needs an even size",
                     "give an even --size, or --storage image",
                 )
-            self._open(camera, storage)
+            self._open(camera, storage, depth=episode.depth is not None)
         assert self._writer is not None
+        if self._writer.spec.depth != (episode.depth is not None):
+            mine, other = ("has", "none") if self._writer.spec.depth else ("has no", "some")
+            raise RejectedError(
+                f"the dataset {mine} depth, the recording gives {other}",
+                "use a folder of its own, or --depth or --no-depth as before",
+            )
         nominal = self._writer.spec.camera
         if (camera.width, camera.height) != (nominal.width, nominal.height):
             raise RejectedError(
@@ -357,7 +227,7 @@ class _Target:
             )
         self._writer.write(episode)
 
-    def _open(self, camera: PinholeCamera, storage: ImageStorage) -> None:
+    def _open(self, camera: PinholeCamera, storage: ImageStorage, *, depth: bool) -> None:
         robot = self._robot
         self._writer = DatasetWriter(
             self._out,
@@ -368,7 +238,7 @@ class _Target:
             slot_names=SLOT_NAMES + EXTRA_SLOTS,
             image_storage=storage,
             masks=False,
-            depth=False,
+            depth=depth,
             split=self._options.split,
             joint_limits=(tuple(robot.lower.tolist()), tuple(robot.upper.tolist())),
         )
