@@ -12,9 +12,13 @@ app = typer.Typer(no_args_is_help=True, help="Train the world model's parts.")
 
 ConfigFile = Annotated[Path, typer.Argument(help="Training YAML, see config/training/.")]
 Run = Annotated[Path, typer.Option(help="Folder of the run; an unfinished run is resumed.")]
-Data = Annotated[Optional[Path], typer.Option(help="Training dataset instead of the YAML's.")]  # noqa: UP045
+Data = Annotated[
+    Optional[list[Path]],  # noqa: UP045
+    typer.Option(help="Training dataset instead of the YAML's (may be repeated)."),
+]
 HeldOut = Annotated[
-    Optional[Path], typer.Option(help="Validation dataset instead of the YAML's.")  # noqa: UP045
+    Optional[list[Path]],  # noqa: UP045
+    typer.Option(help="Validation dataset instead of the YAML's (may be repeated)."),
 ]
 Minutes = Annotated[
     Optional[float], typer.Option(help="Minutes of training instead of the YAML's.")  # noqa: UP045
@@ -38,11 +42,11 @@ def _finish() -> bool:
     return main
 
 
-def _overrides(data: Path | None, held_out: Path | None, minutes: float | None) -> dict:
+def _overrides(data: list[Path] | None, held_out: list[Path] | None, minutes: float | None) -> dict:
     return {
         "data": {
-            "train": data and str(data),
-            "validation": held_out and str(held_out),
+            "train": [str(folder) for folder in data] if data else None,
+            "validation": [str(folder) for folder in held_out] if held_out else None,
         },
         "loop": {"deadline_minutes": minutes},
     }
@@ -96,8 +100,10 @@ def world_model(
 
 @app.command("tiny")
 def tiny(
-    data: Annotated[Path, typer.Option(help="Training dataset.")],
-    validation_data: Annotated[Path, typer.Option(help="Validation dataset.")],
+    data: Annotated[list[Path], typer.Option(help="Training dataset (may be repeated).")],
+    validation_data: Annotated[
+        list[Path], typer.Option(help="Validation dataset (may be repeated).")
+    ],
     run: Run = Path("runs/tiny"),
     configs: Annotated[Path, typer.Option(help="Folder of the tiny_*.yaml files.")] = Path(
         "config/training"

@@ -26,13 +26,14 @@ class DataSettings:
     """Which episodes, at which size.
 
     Attributes:
-        train, validation: dataset folders, disjoint in scenes.
+        train, validation: dataset folders, disjoint in scenes; one or several each, of several
+            robots perhaps.
         width, height: pixels that frames are resized to.
         extra_slots: slots after the 42 that the control reads.
     """
 
-    train: str
-    validation: str
+    train: tuple[str, ...]
+    validation: tuple[str, ...]
     width: int = 128
     height: int = 96
     extra_slots: tuple[str, ...] = ()
@@ -195,7 +196,9 @@ def parse(kind: type[T], document: Any, where: str) -> T:
             value = parse(hint, value, f"{where}: {name}")
         elif typing.get_origin(hint) is tuple:
             (item, *_) = typing.get_args(hint)
-            if is_dataclass(item):
+            if isinstance(value, str):  # one needs no list
+                value = (value,)
+            elif is_dataclass(item):
                 value = tuple(
                     parse(item, entry, f"{where}: {name}[{i}]") for i, entry in enumerate(value)
                 )

@@ -34,18 +34,21 @@ from ego_world_model.world_model.parts import build_autoencoder
 
 
 class _Episodes:
-    """A dataset folder as a sequence of episodes."""
+    """Dataset folders, of several robots perhaps, as one sequence of episodes."""
 
-    def __init__(self, root: str) -> None:
+    def __init__(self, roots: Sequence[str]) -> None:
         from ego_world_model.data import DatasetReader
 
-        self.reader = DatasetReader(root)
+        self.readers = [DatasetReader(root) for root in roots]
+        self.ends = np.cumsum([len(reader) for reader in self.readers])
 
     def __len__(self) -> int:
-        return len(self.reader)
+        return int(self.ends[-1])
 
     def __getitem__(self, index: int) -> Any:
-        return self.reader.episode(index)
+        number = int(np.searchsorted(self.ends, index, side="right"))
+        reader = self.readers[number]
+        return reader.episode(index - int(self.ends[number]) + len(reader))
 
 
 def open_caches(
@@ -53,7 +56,7 @@ def open_caches(
 ) -> tuple[ClipCache, ClipCache]:
     """Training and validation frames, unpacked under ``folder`` the first time."""
     caches = []
-    for split, root in (("train", data.train), ("validation", data.validation)):
+    for split, roots in (("train", data.train), ("validation", data.validation)):
 
         def progress(done: int, total: int, split: str = split) -> None:
             if done % 100 == 0 or done == total:
@@ -62,7 +65,7 @@ def open_caches(
         with processes().main_process_first():
             caches.append(
                 ClipCache.build(
-                    _Episodes(root),
+                    _Episodes(roots),
                     folder / split,
                     width=data.width,
                     height=data.height,
