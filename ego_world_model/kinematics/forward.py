@@ -201,7 +201,9 @@ class HandKinematics:
             translation[row], rotation[row] = pose[:3, 3], rotation_6d(pose[:3, :3])
             fingers[row, : len(hand.fingers)] = q[self.robot.indices(hand.fingers)]
             valid[row] = True
-        return HandState(translation, rotation, fingers, valid)
+        hands = [self.robot.hands.get(side) for side in _SIDES]
+        names = tuple(hand.fingers if hand else () for hand in hands)
+        return HandState(translation, rotation, fingers, valid, names)
 
     def solve(
         self,

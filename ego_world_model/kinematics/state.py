@@ -33,12 +33,14 @@ class HandState:
         rotation: (2, 6) wrist orientation in the camera optical frame, 6-D (see ``rotation_6d``).
         fingers: (2, F) radians, finger joints in the order of the embodiment's hand chain.
         valid: (2,) bool, whether the robot has that hand.
+        finger_names: per hand, the joints that ``fingers`` holds; () where nobody said.
     """
 
     translation: NDArray[np.float64]
     rotation: NDArray[np.float64]
     fingers: NDArray[np.float64]
     valid: NDArray[np.bool_]
+    finger_names: tuple[tuple[str, ...], tuple[str, ...]] = ((), ())
 
     def __post_init__(self) -> None:
         for name, width in (("translation", 3), ("rotation", 6), ("fingers", None)):
@@ -52,3 +54,9 @@ class HandState:
         if valid.shape != (2,):
             raise ValueError(f"HandState.valid must have shape (2,), got {valid.shape}")
         object.__setattr__(self, "valid", valid)
+        for side, names in zip(("left", "right"), self.finger_names, strict=True):
+            if len(names) > self.fingers.shape[1]:
+                raise ValueError(
+                    f"HandState.finger_names has {len(names)} {side} joints, but fingers has "
+                    f"{self.fingers.shape[1]} columns"
+                )
