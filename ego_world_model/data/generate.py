@@ -105,7 +105,7 @@ def simulate_episode(plan: GenerationPlan, index: int, *, attempt: int = 0) -> E
     if scale > 1:  # small pictures do not show finer facets, which cost a third of the time
         quality = sim.scene.model.vis.quality
         quality.numslices, quality.numstacks = 16, 8
-    images, masks, depth, state, action, tasks = [], [], [], [], [], []
+    images, masks, depth, state, action, tasks, targets = [], [], [], [], [], [], []
     try:
         mount, camera = sim.camera_pose, sim.camera.resized(plan.width, plan.height)
         for k in range(plan.frames):
@@ -115,6 +115,7 @@ def simulate_episode(plan: GenerationPlan, index: int, *, attempt: int = 0) -> E
             if plan.depth:
                 depth.append(_millimetres(seen.depth, scale))
             state.append(np.array(sim.joint_positions))
+            targets.append(sim.target_position)
             action.append(sim.plan(np.array([step]))[0])
             if not tasks or tasks[-1][1:] != [sim.task_name, sim.task]:
                 tasks.append([k, sim.task_name, sim.task])
@@ -122,6 +123,7 @@ def simulate_episode(plan: GenerationPlan, index: int, *, attempt: int = 0) -> E
     finally:
         sim.close()
     positions, valid = kinematics.hand_joints_batch(np.stack(state), mount, extra_slots=EXTRA_SLOTS)
+    poses = np.stack([kinematics.camera_pose(q, mount) for q in state])
     return Episode(
         fps=plan.fps,
         images=np.stack(images),
@@ -130,14 +132,20 @@ def simulate_episode(plan: GenerationPlan, index: int, *, attempt: int = 0) -> E
         hand_positions=positions,
         hand_valid=valid,
         slot_names=SLOT_NAMES + EXTRA_SLOTS,
-        camera_pose=np.stack([kinematics.camera_pose(q, mount) for q in state]),
+        camera_pose=poses,
         camera=camera,
         task=tasks[0][2],
         embodiment=robot.name,
         joint_names=robot.joint_names,
         masks=np.stack(masks),
         depth=np.stack(depth) if plan.depth else None,
-        metadata={"seed": seed, "split": plan.split, "tasks": tasks, "attempt": attempt},
+        metadata={
+            "seed": seed,
+            "split": plan.split,
+            "tasks": tasks,
+            "targets": [_in_camera(p, pose) for p, pose in zip(targets, poses, strict=True)],
+            "attempt": attempt,
+        },
     )
 
 
@@ -318,6 +326,15 @@ def _end_with(parent: int) -> None:
     while os.getppid() == parent:
         time.sleep(1.0)
     os._exit(1)
+
+
+def _in_camera(
+    point: NDArray[np.float64] | None, camera_pose: NDArray[np.float64]
+) -> list[float] | None:
+    """A point of the root frame (3,) in the camera (root_T_optical), metres to a tenth of a mm."""
+    if point is None:
+        return None
+    return np.round((point - camera_pose[:3, 3]) @ camera_pose[:3, :3], 4).tolist()
 
 
 def _average(image: NDArray[np.uint8], scale: int) -> NDArray[np.uint8]:

@@ -140,6 +140,12 @@ class TableTop:
         """What the current task is to achieve."""
         return self._segment(self.time).goal
 
+    @property
+    def target_position(self) -> NDArray[np.float64] | None:
+        """(3,) metres in the root frame, centre of the object that the task is about, if any."""
+        target = self.goal.target
+        return None if target is None else self._objects.poses[target, :3].copy()
+
     def achieved(self, goal: Goal) -> bool:
         """Whether a goal holds now; see ``Referee.achieved``."""
         return self._referee.achieved(goal, self.joint_positions, self._objects)
