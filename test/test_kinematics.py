@@ -148,6 +148,36 @@ def test_inverse_kinematics_returns_the_hand_state(robot: Embodiment, fk: HandKi
         assert (solved >= robot.lower - 1e-9).all() and (solved <= robot.upper + 1e-9).all()
 
 
+@pytest.mark.parametrize("name", ["g1_dex3", "h1_2_inspire"])
+def test_wrists_and_fingers_alone_place_the_slots(name: str) -> None:
+    """Slots from wrist poses and finger angles are those of the whole robot's kinematics."""
+    robot = load_embodiment(name)
+    fk = HandKinematics(robot)
+    q = robot.coupled(_random_q(robot, 3))
+    states = [fk.hand_state(one) for one in q]
+    positions, valid = fk.slots_from_wrist(
+        np.stack([s.translation for s in states]),
+        matrix_from_6d(np.stack([s.rotation for s in states])),
+        np.stack([s.fingers for s in states]),
+        states[0].finger_names,
+    )
+    whole, whole_valid = fk.hand_joints_batch(q)
+    assert (valid == whole_valid).all()
+    np.testing.assert_allclose(positions, whole, atol=1e-6)
+
+
+def test_fingers_of_another_robot_are_refused(robot: Embodiment, fk: HandKinematics) -> None:
+    """Finger angles under names that the robot lacks would bend other joints."""
+    names = load_embodiment("h1_2_inspire").hands
+    with pytest.raises(ValueError, match="left finger joints"):
+        fk.slots_from_wrist(
+            np.zeros((1, 2, 3)),
+            np.tile(np.eye(3), (1, 2, 1, 1)),
+            np.zeros((1, 2, 7)),
+            (names["left"].fingers, names["right"].fingers),
+        )
+
+
 def test_unreachable_targets_say_how_far_off(robot: Embodiment, fk: HandKinematics) -> None:
     state = fk.hand_state(robot.neutral)
     state.translation[0] += (0.0, 0.0, 1.0)

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +29,9 @@ from ego_world_model.data.reader import DatasetReader
 from ego_world_model.data.schema import Episode
 from ego_world_model.data.writer import DatasetWriter
 from ego_world_model.hands import EXTRA_SLOTS, SLOT_NAMES
+
+if TYPE_CHECKING:
+    from ego_world_model.simulation import TableTop
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[str, ...] = get_args(Split)
@@ -102,18 +105,17 @@ def simulate_episode(plan: GenerationPlan, index: int, *, attempt: int = 0) -> E
         still=plan.still,
         disturbance=plan.disturbance,
     )
-    if scale > 1:  # small pictures do not show finer facets, which cost a third of the time
-        quality = sim.scene.model.vis.quality
-        quality.numslices, quality.numstacks = 16, 8
+    if scale > 1:
+        coarser_facets(sim)
     images, masks, depth, state, action, tasks, targets = [], [], [], [], [], [], []
     try:
         mount, camera = sim.camera_pose, sim.camera.resized(plan.width, plan.height)
         for k in range(plan.frames):
             seen = sim.render(masks=True, depth=plan.depth)
-            images.append(_average(seen.rgb, scale))
+            images.append(average_down(seen.rgb, scale))
             masks.append(seen.masks[::scale, ::scale])
             if plan.depth:
-                depth.append(_millimetres(seen.depth, scale))
+                depth.append(depth_millimetres(seen.depth, scale))
             state.append(np.array(sim.joint_positions))
             targets.append(sim.target_position)
             action.append(sim.plan(np.array([step]))[0])
@@ -249,7 +251,7 @@ def _simulate_all(
     pool = ProcessPoolExecutor(
         max_workers=min(workers, len(todo)),
         mp_context=get_context("spawn"),  # a forked process cannot use its parent's renderer
-        initializer=_start_worker,
+        initializer=start_worker,
         initargs=(os.getpid(),),
     )
     queue, running = iter(todo), set()
@@ -314,7 +316,7 @@ def _robot(name: str) -> tuple[Any, Any]:
     return _robots[name]
 
 
-def _start_worker(parent: int) -> None:
+def start_worker(parent: int) -> None:
     """Set a worker up: headless rendering, one thread, and an end when its parent ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     os.environ.setdefault("MUJOCO_GL", "egl")
@@ -337,7 +339,13 @@ def _in_camera(
     return np.round((point - camera_pose[:3, 3]) @ camera_pose[:3, :3], 4).tolist()
 
 
-def _average(image: NDArray[np.uint8], scale: int) -> NDArray[np.uint8]:
+def coarser_facets(sim: TableTop) -> None:
+    """Draw fewer facets: small pictures do not show finer ones, which cost a third of the time."""
+    quality = sim.scene.model.vis.quality
+    quality.numslices, quality.numstacks = 16, 8
+
+
+def average_down(image: NDArray[np.uint8], scale: int) -> NDArray[np.uint8]:
     """(sH, sW, 3) → (H, W, 3): mean of each scale x scale block, rounded."""
     if scale == 1:
         return image
@@ -347,7 +355,7 @@ def _average(image: NDArray[np.uint8], scale: int) -> NDArray[np.uint8]:
     return ((total + scale * scale // 2) // (scale * scale)).astype(np.uint8)
 
 
-def _millimetres(depth: NDArray[np.float32], scale: int) -> NDArray[np.uint16]:
+def depth_millimetres(depth: NDArray[np.float32], scale: int) -> NDArray[np.uint16]:
     """(sH, sW) metres → (H, W) uint16 mm: the nearest surface of each block, 0 where unknown."""
     known = np.isfinite(depth) & (depth > 0) & (depth < 65.0)
     metres = np.where(known, depth, np.inf)

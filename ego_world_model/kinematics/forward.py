@@ -15,7 +15,13 @@ from numpy.typing import ArrayLike, NDArray
 from ego_world_model.camera import CameraPose
 from ego_world_model.embodiment import Embodiment
 from ego_world_model.embodiment.model import build_pinocchio_model
-from ego_world_model.hands import NUM_SLOTS, SLOT_NAMES, HandJoints, HandTrajectory
+from ego_world_model.hands import (
+    NUM_SLOTS,
+    SLOT_NAMES,
+    SLOTS_PER_HAND,
+    HandJoints,
+    HandTrajectory,
+)
 from ego_world_model.kinematics.inverse import ArmSolver
 from ego_world_model.kinematics.state import HandState, matrix_from_6d, rotation_6d
 
@@ -204,6 +210,70 @@ class HandKinematics:
         hands = [self.robot.hands.get(side) for side in _SIDES]
         names = tuple(hand.fingers if hand else () for hand in hands)
         return HandState(translation, rotation, fingers, valid, names)
+
+    def slots_from_wrist(
+        self,
+        translation: ArrayLike,
+        rotation: ArrayLike,
+        fingers: ArrayLike,
+        finger_names: Sequence[Sequence[str]] = ((), ()),
+    ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+        """Hand slots of wrists that stand somewhere with bent fingers; no arm is asked about.
+
+        Args:
+            translation: (N, 2, 3) metres, wrist of the left and the right hand in any one frame.
+            rotation: (N, 2, 3, 3) their orientation in it.
+            fingers: (N, 2, F) radians; columns beyond a hand's own are ignored.
+            finger_names: per hand, the joints that ``fingers`` holds; () means the embodiment's.
+
+        Returns:
+            positions (N, 42, 3) metres in that frame, 0 where a slot is not filled; valid (42,).
+
+        Raises:
+            ValueError: if shapes differ, or ``finger_names`` are not the joints of this robot.
+        """
+        translation, rotation = np.asarray(translation, float), np.asarray(rotation, float)
+        fingers, count = np.asarray(fingers, float), len(translation)
+        if translation.shape != (count, 2, 3) or rotation.shape != (count, 2, 3, 3):
+            raise ValueError(
+                f"wrists are (N, 2, 3) and (N, 2, 3, 3), got {translation.shape} and "
+                f"{rotation.shape}"
+            )
+        if fingers.ndim != 3 or fingers.shape[:2] != (count, 2):
+            raise ValueError(f"fingers must have shape ({count}, 2, F), got {fingers.shape}")
+        q = np.repeat(self.robot.neutral[None], count, axis=0)
+        for row, side in enumerate(_SIDES):
+            if side not in self.robot.hands:
+                continue
+            names = tuple(finger_names[row]) or self.robot.hands[side].fingers
+            if set(names) != set(self.robot.hands[side].fingers):
+                raise ValueError(
+                    f"{self.robot.name!r} has the {side} finger joints "
+                    f"{', '.join(self.robot.hands[side].fingers)}, not {', '.join(names)}"
+                )
+            if fingers.shape[2] < len(names):
+                raise ValueError(
+                    f"fingers has {fingers.shape[2]} columns for {len(names)} {side} joints"
+                )
+            q[:, self.robot.indices(names)] = fingers[:, row, : len(names)]
+        slots, frames, valid = self._slots(())
+        wrists = [self._frame(self.robot.hands[s].wrist) for s in _SIDES if s in self.robot.hands]
+        base, origin = self._joint_poses(self.robot.coupled(q), [*frames, *wrists])
+        points = np.zeros((count, NUM_SLOTS, 3))
+        points[:, slots] = self._points(base, origin, frames)
+        for row, side in enumerate(_SIDES):
+            of_hand = slice(row * SLOTS_PER_HAND, (row + 1) * SLOTS_PER_HAND)
+            if side not in self.robot.hands:
+                valid[of_hand] = False
+                continue
+            frame = self.model.frames[self._frame(self.robot.hands[side].wrist)]
+            turn = base[frame.parentJoint]  # (N, 3, 3)
+            place = turn @ frame.placement.translation + origin[frame.parentJoint]
+            turn = turn @ frame.placement.rotation
+            in_wrist = (points[:, of_hand] - place[:, None]) @ turn
+            turned = in_wrist @ np.swapaxes(rotation[:, row], -1, -2)
+            points[:, of_hand] = turned + translation[:, row, None]
+        return np.where(valid[:, None], points, 0.0), valid
 
     def solve(
         self,

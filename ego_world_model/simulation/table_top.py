@@ -151,6 +151,16 @@ class TableTop:
         return self._referee.achieved(goal, self.joint_positions, self._objects)
 
     @property
+    def task_end(self) -> float:
+        """Seconds of ``time`` at which the motion of the current task ends."""
+        return self._segment(self.time).end
+
+    @property
+    def objects(self) -> ObjectState:
+        """Where the objects are now and what holds them."""
+        return self._objects
+
+    @property
     def joint_positions(self) -> NDArray[np.float64]:
         """(nq,) radians now, in ``robot.joint_names`` order."""
         return self._actual_q(self.time)
