@@ -50,6 +50,8 @@ class JointBuffer:
         couplings: joints that follow another one where a joint state does not name them.
         capacity: samples kept.
         tolerance: seconds; two neighbouring samples further apart are never interpolated.
+        time_offset: seconds added to every sample's stamp (``joint_time_offset``): positive where
+            images are stamped later than the joint states of the same instant.
     """
 
     def __init__(
@@ -61,9 +63,11 @@ class JointBuffer:
         couplings: Sequence[Coupling] = (),
         capacity: int = 512,
         tolerance: float = 0.05,
+        time_offset: float = 0.0,
     ) -> None:
         self.joint_names = tuple(joint_names)
         self.tolerance_ns = round(tolerance * 1e9)
+        self.time_offset_ns = round(time_offset * 1e9)
         self._index = {name: i for i, name in enumerate(self.joint_names)}
         self._required = self.joint_names if required is None else tuple(required)
         self._defaults = (
@@ -88,7 +92,7 @@ class JointBuffer:
 
     @property
     def newest(self) -> int | None:
-        """Stamp of the newest sample in nanoseconds."""
+        """Stamp of the newest sample in nanoseconds, ``time_offset`` included."""
         return int(self._stamps[(self._count - 1) % len(self._stamps)]) if self._count else None
 
     @property
@@ -105,7 +109,7 @@ class JointBuffer:
         jumps back by more than a second (a restarted simulation or bag) empties the buffer.
 
         Args:
-            stamp: nanoseconds.
+            stamp: nanoseconds, the joint state's own; ``time_offset`` is added here.
             arrival: when it arrived, any clock; handed back with the samples it brackets.
 
         Raises:
@@ -123,6 +127,7 @@ class JointBuffer:
         if not np.isfinite(values).all():
             bad = [names[self._source[i]] for i in np.flatnonzero(~np.isfinite(values))]
             raise ValueError(f"position is NaN or infinite for {', '.join(bad)}")
+        stamp += self.time_offset_ns
         newest = self.newest
         if newest is not None and stamp <= newest:
             if newest - stamp < 1_000_000_000:
@@ -144,7 +149,8 @@ class JointBuffer:
         self._count += 1
 
     def at(self, stamp: int) -> Interpolated:
-        """Joint positions at ``stamp`` (nanoseconds), linear between the bracketing samples."""
+        """Joint positions at an image's ``stamp`` (nanoseconds), linear between the bracketing
+        samples."""
         kept = len(self)
         if kept == 0:
             return Interpolated(Match.EMPTY)

@@ -122,10 +122,11 @@ class FramePairer:
         if state.match is Match.TOO_OLD:
             return (
                 f"an image is {-ahead:.3f} s older than the newest joint state, and older than all "
-                "that are kept; the clocks of camera and robot differ, or the image came too late"
+                "that are kept; the clocks of camera and robot differ (a constant delay belongs into "
+                "joint_time_offset), or the image came too late"
             )
         return (
             f"an image is {ahead:.3f} s newer than the newest joint state after waiting "
             f"{self._wait * 1e3:.0f} ms; joint states stopped, or the clocks of camera and robot "
-            "differ"
+            "differ (a constant delay belongs into joint_time_offset)"
         )

@@ -32,6 +32,7 @@ from ego_world_model.ros.diagnostics import Diagnostics
 from ego_world_model.ros.frame_pairing import FramePairer, PairedFrame
 from ego_world_model.ros.hand_views import HandViews
 from ego_world_model.ros.input_watch import InputWatch
+from ego_world_model.ros.joint_time_offset import declare_joint_time_offset
 from ego_world_model.ros.parameters import declare
 from ego_world_model.ros.priority import set_nice
 from ego_world_model.ros.qos import advertise, subscribe
@@ -110,6 +111,9 @@ class HandKinematicsNode(Node):
             maximum=2.0,
             read_only=True,
         )
+        offset = declare_joint_time_offset(self)
+        # Where joint states are stamped late, so is the one behind a frame.
+        self._wait += max(0.0, -offset)
         self._silence = declare(
             self,
             "silence_timeout",
@@ -133,6 +137,7 @@ class HandKinematicsNode(Node):
             required=influential_joints(self._kinematics, self._mount, self._extra),
             couplings=robot.couplings,
             tolerance=tolerance,
+            time_offset=offset,
         )
 
     def _apply_nice(self) -> None:

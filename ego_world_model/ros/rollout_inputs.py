@@ -6,7 +6,7 @@ import re
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from rclpy.node import Node
@@ -59,6 +59,7 @@ class RolloutInputs:
         motion_source: a key of :data:`MOTION_SOURCES`.
         kinematics: of the robot whose joints the graph speaks of; used from one thread only, the
             one that computes rollouts.
+        joint_time_offset: seconds added to the stamps of joint states and planned joints.
         on_image: called for every camera frame, after it is stored.
     """
 
@@ -72,6 +73,7 @@ class RolloutInputs:
         camera: CameraPose,
         max_staleness: float,
         joint_tolerance: float,
+        joint_time_offset: float,
         silence_timeout: float,
         on_image: Callable[[], None],
     ) -> None:
@@ -90,7 +92,10 @@ class RolloutInputs:
             required=influential_joints(kinematics, camera, robot.extra_slots),
             couplings=robot.couplings,
             tolerance=joint_tolerance,
+            time_offset=joint_time_offset,
         )
+        # Where joint states are stamped late, so is the one behind a frame.
+        self._joint_state_wait = _JOINT_STATE_WAIT + max(0.0, -joint_time_offset)
         self._unknown_joints: tuple[str, ...] = ()
         topic = MOTION_SOURCES[motion_source]
         self._motion_name = topic
@@ -148,7 +153,7 @@ class RolloutInputs:
             raise MissingInput(
                 self._motion_topic, "messages", "have not arrived", "publish the coming motion"
             )
-        deadline = time.monotonic() + _JOINT_STATE_WAIT
+        deadline = time.monotonic() + self._joint_state_wait
 
         def fit(stamp: int, frame_id: str) -> np.ndarray | None:
             motion.check(stamp, frame_id, self._horizon)
@@ -175,7 +180,8 @@ class RolloutInputs:
             self._joint_topic,
             "header.stamp",
             f"does not match the camera's: the frame is {found.match.value}",
-            "publish joint states at 50 Hz or more, stamped by the clock that stamps the images",
+            "publish joint states at 50 Hz or more, stamped by the clock that stamps the images; a "
+            "constant delay belongs into joint_time_offset",
         )
 
     # ---------------------------------------------------------------- callbacks
@@ -223,6 +229,8 @@ class RolloutInputs:
                 extra_slots=self._slot_names[NUM_SLOTS:],
                 camera=self._camera,
             )
+            # The plan runs on the clock of the joint states, rollouts on that of the camera.
+            plan = replace(plan, stamp=plan.stamp + self._joints.time_offset_ns)
             return plan.after(self._motion if isinstance(self._motion, JointPlan) else None)
 
         self._take_motion(parse)

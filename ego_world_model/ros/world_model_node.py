@@ -151,6 +151,7 @@ class WorldModelNode(LifecycleNode):
             camera=self._mount,
             max_staleness=settings.max_staleness,
             joint_tolerance=settings.joint_tolerance,
+            joint_time_offset=settings.joint_time_offset,
             silence_timeout=settings.silence_timeout,
             on_image=self._thread.wake,
         )

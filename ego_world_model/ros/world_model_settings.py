@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from rclpy.node import Node
 
+from ego_world_model.ros.joint_time_offset import declare_joint_time_offset
 from ego_world_model.ros.parameters import declare
 from ego_world_model.ros.rollout_inputs import MOTION_SOURCES
 from ego_world_model.ros.rollouts import Sampling
@@ -25,6 +26,7 @@ class Settings:
     niceness: int
     max_staleness: float
     joint_tolerance: float
+    joint_time_offset: float
     silence_timeout: float
     max_candidates: int
     only_when_subscribed: bool
@@ -116,6 +118,7 @@ def declare_settings(node: Node) -> Settings:
             maximum=1.0,
             read_only=True,
         ),
+        joint_time_offset=declare_joint_time_offset(node),
         silence_timeout=declare(
             node,
             "silence_timeout",
