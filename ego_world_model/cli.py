@@ -40,6 +40,12 @@ COMMANDS: dict[str, LazyCommand] = {
     "simulate": LazyCommand(
         "ego_world_model.data.cli", "simulate", "Record episodes of the simulated robot."
     ),
+    "record": LazyCommand(
+        "ego_world_model.record", "record", "Record a live graph or a bag as episodes."
+    ),
+    "replay": LazyCommand(
+        "ego_world_model.replay", "replay", "Play a bag into the graph, with its time on /clock."
+    ),
     "calibrate": LazyCommand(
         "ego_world_model.calibrate", "calibrate", "Find the head camera's true mount from pixels."
     ),

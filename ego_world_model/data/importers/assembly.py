@@ -127,13 +127,17 @@ class FrameAssembler:
             yield from self._pair(self._waiting.popleft())
 
     def finish(self) -> Iterator[SourceFrame]:
-        """The frames that still wait, with what there is.
+        """The frames that still wait, with what there is; then as ``close``."""
+        while self._waiting:
+            yield from self._pair(self._waiting.popleft())
+        self.close()
+
+    def close(self) -> None:
+        """Notes what was left out and assumed.
 
         Raises:
             RejectedError: hands cannot be placed, since joints were never recorded.
         """
-        while self._waiting:
-            yield from self._pair(self._waiting.popleft())
         self._states.finish()
 
     def _ready(self, stamp: int) -> bool:

@@ -3,86 +3,46 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
+from ego_world_model.data.importers import cli_options as opt
+
 if TYPE_CHECKING:
     from ego_world_model.data.importers.base import Source
+    from ego_world_model.data.importers.options import ImportOptions
     from ego_world_model.kinematics import HandKinematics
-
-
-class _Split(str, Enum):
-    train = "train"
-    validation = "validation"
-    test = "test"
-
-
-class _Storage(str, Enum):
-    image = "image"
-    video = "video"
-
-
-# Options that every importer has. Optional[...]: Typer evaluates annotations on Python 3.10.
-_Robot = Annotated[str, typer.Option(help="Embodiment name or YAML file of the recorded robot.")]
-_Out = Annotated[Path, typer.Option(help="Dataset folder; made or gone on with.")]
-_Fps = Annotated[float, typer.Option(min=0.1, help="Frames per second of the dataset.")]
-_Size = Annotated[
-    Optional[str],  # noqa: UP045
-    typer.Option(help="Resize pictures to WIDTHxHEIGHT; theirs is kept if not given."),
-]
-_Camera = Annotated[
-    Optional[Path],  # noqa: UP045
-    typer.Option(
-        "--camera-info",
-        help="ROS calibration YAML at the recordings' size, in place of what they hold.",
-    ),
-]
-_Task = Annotated[
-    Optional[str],  # noqa: UP045
-    typer.Option(help="Instruction, in place of the recordings' own."),
-]
-_SplitOption = Annotated[_Split, typer.Option(help="Split that the folder holds.")]
-_StorageOption = Annotated[
-    Optional[_Storage],  # noqa: UP045
-    typer.Option(help="Frames as PNG or video; by size unless given."),
-]
-_MinSeconds = Annotated[float, typer.Option(min=0.0, help="Drop shorter runs without a gap.")]
-_MaxSeconds = Annotated[float, typer.Option(min=0.1, help="Cut longer runs into episodes.")]
-_Topic = Optional[str]  # noqa: UP045
 
 
 def bag(
     path: Annotated[Path, typer.Argument(help="A rosbag2 recording, or a folder of them.")],
-    out: _Out,
-    robot: _Robot = "g1_dex3",
-    image_topic: Annotated[_Topic, typer.Option(help="Head camera; found by type if one.")] = None,
+    out: opt.Out,
+    robot: opt.Robot = "g1_dex3",
+    image_topic: Annotated[
+        opt.Topic, typer.Option(help="Head camera; found by type if one.")
+    ] = None,
     camera_info_topic: Annotated[
-        _Topic, typer.Option(help="Beside the image if not given.")
+        opt.Topic, typer.Option(help="Beside the image if not given.")
     ] = None,
-    joint_topic: Annotated[
-        Optional[list[str]],  # noqa: UP045
-        typer.Option(help="JointState, LowState, HandState or MotorStates; repeat for several."),
-    ] = None,
-    joint_tolerance: Annotated[
-        float, typer.Option(min=0.001, help="Seconds: never interpolate wider gaps.")
-    ] = 0.05,
+    joint_topic: opt.JointTopics = None,
+    joint_tolerance: opt.Tolerance = 0.05,
+    joint_time_offset: opt.TimeOffset = 0.0,
     receive_time: Annotated[
         bool, typer.Option(help="Use the time of recording in place of header stamps.")
     ] = False,
     middle_first: Annotated[
         bool, typer.Option(help="The right Dex3 hand lists middle before index.")
     ] = False,
-    fps: _Fps = 30.0,
-    size: _Size = None,
-    camera_info: _Camera = None,
-    task: _Task = None,
-    split: _SplitOption = _Split.train,
-    storage: _StorageOption = None,
-    min_seconds: _MinSeconds = 1.0,
-    max_seconds: _MaxSeconds = 20.0,
+    fps: opt.Fps = 30.0,
+    size: opt.Size = None,
+    camera_info: opt.CameraFile = None,
+    task: opt.Task = None,
+    split: opt.SplitOption = opt.Split.train,
+    storage: opt.StorageOption = None,
+    min_seconds: opt.MinSeconds = 1.0,
+    max_seconds: opt.MaxSeconds = 20.0,
 ) -> None:
     """Import rosbag2 recordings (sqlite3, MCAP) of a robot with a head camera.
 
@@ -101,6 +61,7 @@ def bag(
             read_camera_info=camera_info is None,
             use_received=receive_time,
             tolerance=joint_tolerance,
+            time_offset=joint_time_offset,
             middle_first=middle_first,
         )
         for found in find_bags(path):
@@ -123,19 +84,19 @@ def bag(
 
 def humanoid_everyday(
     path: Annotated[Path, typer.Argument(help="Folder of unpacked tasks, a task or an episode.")],
-    out: _Out,
-    robot: _Robot = "g1_dex3",
+    out: opt.Out,
+    robot: opt.Robot = "g1_dex3",
     index_first: Annotated[
         bool, typer.Option(help="The right Dex3 hand lists index before middle.")
     ] = False,
-    fps: _Fps = 30.0,
-    size: _Size = None,
-    camera_info: _Camera = None,
-    task: _Task = None,
-    split: _SplitOption = _Split.train,
-    storage: _StorageOption = None,
-    min_seconds: _MinSeconds = 1.0,
-    max_seconds: _MaxSeconds = 20.0,
+    fps: opt.Fps = 30.0,
+    size: opt.Size = None,
+    camera_info: opt.CameraFile = None,
+    task: opt.Task = None,
+    split: opt.SplitOption = opt.Split.train,
+    storage: opt.StorageOption = None,
+    min_seconds: opt.MinSeconds = 1.0,
+    max_seconds: opt.MaxSeconds = 20.0,
 ) -> None:
     """Import Humanoid Everyday episodes (<task>/episode_N/data.json with color/)."""
 
@@ -165,17 +126,17 @@ def humanoid_everyday(
 
 def xr_teleoperate(
     path: Annotated[Path, typer.Argument(help="Folder of tasks, a task or an episode.")],
-    out: _Out,
-    robot: _Robot = "g1_dex3",
+    out: opt.Out,
+    robot: opt.Robot = "g1_dex3",
     camera: Annotated[str, typer.Option(help="Head camera among an item's colors.")] = "color_0",
-    fps: _Fps = 30.0,
-    size: _Size = None,
-    camera_info: _Camera = None,
-    task: _Task = None,
-    split: _SplitOption = _Split.train,
-    storage: _StorageOption = None,
-    min_seconds: _MinSeconds = 1.0,
-    max_seconds: _MaxSeconds = 20.0,
+    fps: opt.Fps = 30.0,
+    size: opt.Size = None,
+    camera_info: opt.CameraFile = None,
+    task: opt.Task = None,
+    split: opt.SplitOption = opt.Split.train,
+    storage: opt.StorageOption = None,
+    min_seconds: opt.MinSeconds = 1.0,
+    max_seconds: opt.MaxSeconds = 20.0,
 ) -> None:
     """Import episodes of Unitree's xr_teleoperate recorder (episode_NNNN/data.json)."""
 
@@ -203,20 +164,20 @@ def xr_teleoperate(
 
 def lerobot(
     path: Annotated[Path, typer.Argument(help="Folder of a LeRobot set (v2.0, v2.1 or v3.0).")],
-    out: _Out,
-    robot: _Robot = "g1_dex3",
+    out: opt.Out,
+    robot: opt.Robot = "g1_dex3",
     image_key: Annotated[
         Optional[str],  # noqa: UP045
         typer.Option(help="Head camera, such as observation.images.cam_left_high."),
     ] = None,
-    fps: _Fps = 30.0,
-    size: _Size = None,
-    camera_info: _Camera = None,
-    task: _Task = None,
-    split: _SplitOption = _Split.train,
-    storage: _StorageOption = None,
-    min_seconds: _MinSeconds = 1.0,
-    max_seconds: _MaxSeconds = 20.0,
+    fps: opt.Fps = 30.0,
+    size: opt.Size = None,
+    camera_info: opt.CameraFile = None,
+    task: opt.Task = None,
+    split: opt.SplitOption = opt.Split.train,
+    storage: opt.StorageOption = None,
+    min_seconds: opt.MinSeconds = 1.0,
+    max_seconds: opt.MaxSeconds = 20.0,
 ) -> None:
     """Import a Unitree LeRobot set: joints by their names, each episode as a recording."""
 
@@ -251,25 +212,16 @@ def _run(
     size: str | None,
     camera_info: Path | None,
     task: str | None,
-    split: _Split,
-    storage: _Storage | None,
+    split: opt.Split,
+    storage: opt.Storage | None,
     min_seconds: float,
     max_seconds: float,
 ) -> None:
-    from rich.console import Console
-
     from ego_world_model.data.cli import parse_size
     from ego_world_model.data.importers.camera_file import read_camera_file
-    from ego_world_model.data.importers.report import REPORT_NAME, SourceReport
-    from ego_world_model.data.importers.run import ImportOptions, run_import
+    from ego_world_model.data.importers.options import ImportOptions
     from ego_world_model.embodiment import load_embodiment
     from ego_world_model.kinematics import HandKinematics
-
-    console, errors = Console(), Console(stderr=True)
-
-    def on_source(entry: SourceReport) -> None:
-        count = f"{entry.tally.episodes} episodes, {entry.tally.written} frames"
-        errors.print(f"{entry.name}: {entry.status}, {count}", markup=False, soft_wrap=True)
 
     options = ImportOptions(
         fps=fps,
@@ -282,13 +234,34 @@ def _run(
         max_seconds=max_seconds,
     )
     kinematics = HandKinematics(load_embodiment(robot))
+    import_and_report(sources(kinematics), kinematics, out, options)
+
+
+def import_and_report(
+    sources: Iterable[Source], kinematics: HandKinematics, out: Path, options: ImportOptions
+) -> None:
+    """Imports, says what became of every recording, exits with 1 where there is no episode."""
+    from rich.console import Console
+
+    from ego_world_model.data.importers.report import REPORT_NAME, SourceReport
+    from ego_world_model.data.importers.run import run_import
+
+    console, errors = Console(), Console(stderr=True)
+    here = 0
+
+    def on_source(entry: SourceReport) -> None:
+        nonlocal here
+        here += entry.tally.episodes
+        count = f"{entry.tally.episodes} episodes, {entry.tally.written} frames"
+        errors.print(f"{entry.name}: {entry.status}, {count}", markup=False, soft_wrap=True)
+
     try:
-        report = run_import(sources(kinematics), kinematics, out, options, on_source=on_source)
+        report = run_import(sources, kinematics, out, options, on_source=on_source)
     except KeyboardInterrupt:
         errors.print("interrupted; what is written is kept and the same command goes on from there")
         raise typer.Exit(130) from None
     report.print(console)
-    imported = sum(entry.tally.episodes for entry in report.sources.values())
-    console.print(f"{imported} episodes in {out}; {out / REPORT_NAME} has all counts", markup=False)
-    if not imported:
+    total = sum(entry.tally.episodes for entry in report.sources.values())
+    console.print(f"{total} episodes in {out}; {out / REPORT_NAME} has all counts", markup=False)
+    if not here:
         raise typer.Exit(1)
