@@ -46,7 +46,9 @@ class NodeEntry:
             is left out where that argument is empty, so that the parameter file decides.
         remaps: topic → topic.
         arguments: words of the command line before ROS's own.
-        condition: boolean argument that must be true for the node to start; None means always.
+        condition: boolean argument that must be true for the node to start, or "argument=value";
+            None means always.
+        namespace: below that of all nodes.
         takes_parameters: whether the parameter file and ``use_sim_time`` are for this node.
     """
 
@@ -57,6 +59,7 @@ class NodeEntry:
     remaps: Mapping[str, str] = field(default_factory=dict)
     arguments: tuple[str, ...] = ()
     condition: str | None = None
+    namespace: str = ""
     takes_parameters: bool = True
 
 
@@ -104,6 +107,12 @@ class NodeSpec:
 
 BOOLEAN = ("true", "false")
 
+CAMERAS = ("external", "realsense")
+
+# What the RealSense driver, named and placed as its own launch file does, publishes.
+_REALSENSE_TOPICS = "camera/camera"
+_REALSENSE_ROOT = "camera_link"
+
 COMMON_ARGUMENTS = (
     Argument(
         "sim", "false", "start the simulated robot instead of waiting for a real one", BOOLEAN
@@ -142,8 +151,29 @@ COMMON_ARGUMENTS = (
     ),
     Argument(
         "camera",
-        "camera",
-        "prefix of the camera's topics; /camera/camera for the RealSense driver's defaults",
+        "external",
+        "external: a camera driver of yours (or the simulation) publishes; realsense: start the "
+        "RealSense driver, with aligned depth (needs realsense2_camera)",
+        CAMERAS,
+    ),
+    Argument(
+        "camera_topics",
+        "",
+        "prefix of the camera's topics; empty: camera, or camera/camera where camera:=realsense",
+    ),
+    Argument(
+        "image_transport",
+        "",
+        "how the images come: raw, or compressed (…/image_raw/compressed); empty: as in "
+        "params_file",
+        ("", "raw", "compressed"),
+    ),
+    Argument(
+        "stereo",
+        "",
+        "none, or the eye to use of frames that hold two side by side: left, right; empty: as in "
+        "params_file",
+        ("", "none", "left", "right"),
     ),
     Argument("joint_states", "joint_states", "topic of the robot's joint states"),
     Argument(
@@ -158,11 +188,15 @@ COMMON_ARGUMENTS = (
 )
 
 CAMERA_REMAPS = {
-    "camera/color/image_raw": "{camera}/color/image_raw",
-    "camera/color/camera_info": "{camera}/color/camera_info",
-    "camera/aligned_depth_to_color/image_raw": "{camera}/aligned_depth_to_color/image_raw",
-    "joint_states": "{joint_states}",
-}
+    topic: f"{{camera_topics}}{topic.removeprefix('camera')}"
+    for topic in (
+        "camera/color/image_raw",
+        "camera/color/camera_info",
+        "camera/aligned_depth_to_color/image_raw",
+    )
+} | {"joint_states": "{joint_states}"}
+
+_IMAGES = {"image_transport": "{image_transport}", "stereo": "{stereo}"}
 
 COMMON_NODES = (
     NodeEntry(
@@ -180,11 +214,21 @@ COMMON_NODES = (
         condition="bridge",
     ),
     NodeEntry(
+        "camera",
+        "realsense2_camera_node",
+        package="realsense2_camera",
+        parameters={"align_depth.enable": "true"},
+        condition="camera=realsense",
+        namespace="camera",
+    ),
+    NodeEntry(
         "hand_kinematics",
         "hand_kinematics",
         parameters={
+            **_IMAGES,
             "embodiment": "{embodiment}",
             "publish_camera_tf": "{publish_camera_tf}",
+            "camera_tf_child": "{camera_tf_child}",
         },
         remaps=CAMERA_REMAPS,
     ),
@@ -192,13 +236,14 @@ COMMON_NODES = (
         "world_model",
         "world_model",
         parameters={
+            **_IMAGES,
             "embodiment": "{embodiment}",
             "checkpoint": "{checkpoint}",
             "motion_source": "{motion_source}",
         },
         remaps=CAMERA_REMAPS,
     ),
-    NodeEntry("viewer", "viewer", remaps=CAMERA_REMAPS, condition="viewer"),
+    NodeEntry("viewer", "viewer", parameters=_IMAGES, remaps=CAMERA_REMAPS, condition="viewer"),
     NodeEntry(
         "rviz",
         "rviz2",
@@ -234,12 +279,24 @@ def complete(bringup: Bringup, given: Mapping[str, str]) -> dict[str, str]:
             value = values[name] = _boolean_word(value)
         if choices and value not in choices:
             allowed = ", ".join(choice or "(empty)" for choice in choices)
-            raise BringupError(f"{name}:={value} is not one of {allowed}")
+            hint = "; the prefix of the topics is camera_topics" if name == "camera" else ""
+            raise BringupError(f"{name}:={value} is not one of {allowed}{hint}")
     if values["sim"] == values["bridge"] == "true":
         raise BringupError(
             "sim:=true and bridge:=true would both publish joint_states; the bridge is for a real "
             "robot"
         )
+    if values["camera"] == "realsense":
+        if values["sim"] == "true":
+            raise BringupError(
+                "sim:=true and camera:=realsense would both publish images; the simulation has a "
+                "camera of its own (camera:=external)"
+            )
+        if values["camera_topics"]:
+            raise BringupError(
+                f"camera:=realsense publishes under {_REALSENSE_TOPICS}; leave camera_topics out, "
+                "or start the driver yourself (camera:=external)"
+            )
     return values
 
 
@@ -264,12 +321,21 @@ def resolve(
             raise BringupError(
                 f"calibration {files[-1]} does not exist; `ego-world-model calibrate` makes one"
             )
-    namespace = values["namespace"].strip("/")
-    texts = {**values, "robot": bringup.robot, "share": str(share)}
+    realsense = values["camera"] == "realsense"
+    texts = {
+        **values,
+        "robot": bringup.robot,
+        "share": str(share),
+        "camera_topics": values["camera_topics"] or (_REALSENSE_TOPICS if realsense else "camera"),
+        "camera_tf_child": _REALSENSE_ROOT if realsense else "",
+    }
     specs = []
     for entry in bringup.nodes:
-        if entry.condition is not None and values[entry.condition] != "true":
+        if not _starts(entry, values):
             continue
+        namespace = "/".join(
+            part for part in (values["namespace"].strip("/"), entry.namespace) if part
+        )
         remaps = ((source, target.format(**texts)) for source, target in entry.remaps.items())
         specs.append(
             NodeSpec(
@@ -287,6 +353,13 @@ def resolve(
             )
         )
     return specs
+
+
+def _starts(entry: NodeEntry, values: Mapping[str, str]) -> bool:
+    if entry.condition is None:
+        return True
+    name, _, wanted = entry.condition.partition("=")
+    return values[name] == (wanted or "true")
 
 
 def _parameters(entry: NodeEntry, texts: Mapping[str, str]) -> dict[str, bool | str]:

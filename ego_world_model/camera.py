@@ -11,6 +11,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from ego_world_model.lens import DISTORTION_MODELS, distort, undistort
+
 OPTICAL_FROM_BODY: NDArray[np.float64] = np.array(
     [[0.0, -1.0, 0.0], [0.0, 0.0, -1.0], [1.0, 0.0, 0.0]]
 )
@@ -22,7 +24,8 @@ class PinholeCamera:
     """Intrinsics of one image size, in pixels; a pixel's centre lies at its integer coordinate.
 
     Attributes:
-        distortion: plumb-bob coefficients (k1, k2, p1, p2, k3); empty for an ideal pinhole.
+        distortion: the lens's coefficients in the order of ``lens``; empty for an ideal pinhole.
+        distortion_model: a key of ``lens.DISTORTION_MODELS``; means nothing without coefficients.
     """
 
     width: int
@@ -32,6 +35,7 @@ class PinholeCamera:
     cx: float
     cy: float
     distortion: tuple[float, ...] = ()
+    distortion_model: str = "plumb_bob"
 
     def __post_init__(self) -> None:
         numbers = (self.fx, self.fy, self.cx, self.cy, *self.distortion)
@@ -42,27 +46,44 @@ class PinholeCamera:
                 f"camera needs positive size and focal lengths, got {self.width}x{self.height} "
                 f"fx={self.fx} fy={self.fy}"
             )
-        if len(self.distortion) not in (0, 4, 5):
+        if self.distortion_model not in DISTORTION_MODELS:
             raise ValueError(
-                f"distortion must be plumb bob (k1, k2, p1, p2[, k3]), got {len(self.distortion)} "
-                "coefficients"
+                f"distortion model {self.distortion_model!r} is not supported, only "
+                f"{', '.join(DISTORTION_MODELS)}"
+            )
+        counts = DISTORTION_MODELS[self.distortion_model]
+        if self.distortion and len(self.distortion) not in counts:
+            raise ValueError(
+                f"{self.distortion_model} distortion has {' or '.join(map(str, counts))} "
+                f"coefficients, got {len(self.distortion)}"
             )
 
     @classmethod
     def from_matrix(
-        cls, k: ArrayLike, width: int, height: int, distortion: ArrayLike = ()
+        cls,
+        k: ArrayLike,
+        width: int,
+        height: int,
+        distortion: ArrayLike = (),
+        *,
+        model: str = "plumb_bob",
     ) -> PinholeCamera:
-        """From a 3x3 camera matrix in pixels; all-zero distortion counts as none."""
+        """From a 3x3 camera matrix in pixels; all-zero distortion counts as none, save of the
+        equidistant model, whose angles are no pinhole's even then."""
         k = np.asarray(k, dtype=np.float64).reshape(3, 3)
         coefficients = tuple(float(d) for d in np.asarray(distortion, dtype=np.float64).ravel())
-        if not any(coefficients):
-            coefficients = ()
-        return cls(width, height, k[0, 0], k[1, 1], k[0, 2], k[1, 2], coefficients)
+        if not any(coefficients) and model != "equidistant":
+            coefficients, model = (), "plumb_bob"
+        return cls(width, height, k[0, 0], k[1, 1], k[0, 2], k[1, 2], coefficients, model)
 
     @property
     def matrix(self) -> NDArray[np.float64]:
         """(3, 3) camera matrix K."""
         return np.array([[self.fx, 0, self.cx], [0, self.fy, self.cy], [0, 0, 1.0]])
+
+    def ideal(self) -> PinholeCamera:
+        """The pinhole with these intrinsics and no lens: what a rectified image is seen by."""
+        return replace(self, distortion=(), distortion_model="plumb_bob")
 
     def resized(self, width: int, height: int) -> PinholeCamera:
         """Intrinsics after the image is resized (pixel centres at integers, so the half-pixel
@@ -92,7 +113,7 @@ class PinholeCamera:
         with np.errstate(divide="ignore", invalid="ignore"):
             ray = np.where(z > 0, points[..., :2] / z, np.nan)
         if self.distortion:
-            ray = _distort(ray, self.distortion)
+            ray = distort(ray, self.distortion_model, self.distortion)
         return ray * (self.fx, self.fy) + (self.cx, self.cy)
 
     def unproject(self, pixels: ArrayLike, depth: ArrayLike) -> NDArray[np.float64]:
@@ -100,10 +121,7 @@ class PinholeCamera:
         pixels = np.asarray(pixels, dtype=np.float64)
         ray = (pixels - (self.cx, self.cy)) / (self.fx, self.fy)
         if self.distortion:
-            ideal = ray
-            for _ in range(8):  # fixed-point inversion; converges for real lenses
-                ideal = ideal + (ray - _distort(ideal, self.distortion))
-            ray = ideal
+            ray = undistort(ray, self.distortion_model, self.distortion)
         depth = np.asarray(depth, dtype=np.float64)[..., None]
         return np.concatenate([ray * depth, depth], axis=-1)
 
@@ -113,22 +131,6 @@ class PinholeCamera:
         with np.errstate(invalid="ignore"):
             inside = (pixels > -0.5) & (pixels < (self.width - 0.5, self.height - 0.5))
         return inside.all(axis=-1)
-
-
-def _distort(ray: NDArray[np.float64], coefficients: tuple[float, ...]) -> NDArray[np.float64]:
-    """Plumb-bob (Brown-Conrady) distortion of normalised image coordinates (..., 2)."""
-    k1, k2, p1, p2 = coefficients[:4]
-    k3 = coefficients[4] if len(coefficients) == 5 else 0.0
-    x, y = ray[..., 0], ray[..., 1]
-    r2 = x * x + y * y
-    radial = 1 + r2 * (k1 + r2 * (k2 + r2 * k3))
-    return np.stack(
-        [
-            x * radial + 2 * p1 * x * y + p2 * (r2 + 2 * x * x),
-            y * radial + p1 * (r2 + 2 * y * y) + 2 * p2 * x * y,
-        ],
-        axis=-1,
-    )
 
 
 @dataclass(frozen=True)

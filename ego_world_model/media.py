@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import os
+import struct
 from collections.abc import Iterable, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -64,6 +65,50 @@ def read_image(path: str | Path) -> RGB:
         if isinstance(error, FileNotFoundError):
             raise
         raise ValueError(f"{path} is not a picture that can be read ({error})") from error
+
+
+# What Pillow raises for data that is no picture, or a damaged one.
+_BROKEN = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
+
+
+def picture_size(data: bytes | memoryview) -> tuple[int, int]:
+    """(width, height) of an encoded picture, from its header alone.
+
+    Raises:
+        ValueError: if the data is not a picture.
+    """
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            return image.size
+    except _BROKEN as error:
+        raise ValueError(
+            f"{len(data)} bytes are not a picture that can be read ({error})"
+        ) from None
+
+
+def decode_picture(data: bytes | memoryview) -> RGB:
+    """An encoded picture (JPEG, PNG, …) as (H, W, 3) uint8 RGB; grey ones repeat their channel.
+
+    Raises:
+        ValueError: if the data is not a picture, or a damaged one.
+    """
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            if image.mode.startswith("I"):  # 16 bit grey
+                grey = (np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8)
+                return np.repeat(grey[..., None], 3, axis=2)
+            return np.array(image.convert("RGB"))
+    except _BROKEN as error:
+        raise ValueError(
+            f"{len(data)} bytes are not a picture that can be read ({error})"
+        ) from None
+
+
+def encode_jpeg(image: RGB, *, quality: int = 90) -> bytes:
+    """JPEG of (H, W, 3) uint8 RGB."""
+    buffer = io.BytesIO()
+    _to_pillow(image).save(buffer, format="JPEG", quality=quality)
+    return buffer.getvalue()
 
 
 def resize(image: RGB, width: int, height: int) -> RGB:

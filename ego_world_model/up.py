@@ -11,7 +11,6 @@ import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import typer
@@ -27,9 +26,9 @@ from ego_world_model.bringup import (
     environment,
     load_bringup,
     resolve,
-    share_folder,
 )
 from ego_world_model.processes import ProcessGroup
+from ego_world_model.programs import find_program
 
 app = typer.Typer(add_completion=False)
 
@@ -98,21 +97,6 @@ def command_line(spec: NodeSpec) -> list[str]:
     # our programs are Python: run them with the interpreter that runs this, activated or not
     interpreter = [sys.executable] if spec.package == PACKAGE else []
     return [*interpreter, program, *spec.ros_arguments()]
-
-
-def find_program(package: str, executable: str) -> Path:
-    """Where a ROS package installed a program."""
-    prefixes = [share_folder().parent.parent]
-    prefixes += [Path(p) for p in os.environ.get("AMENT_PREFIX_PATH", "").split(os.pathsep) if p]
-    for prefix in prefixes:
-        program = prefix / "lib" / package / executable
-        if os.access(program, os.X_OK):
-            return program
-    if package == PACKAGE:
-        remedy = "run script/setup in the source checkout and use its .venv/bin/ego-world-model"
-    else:
-        remedy = f"it comes with a full ROS 2: install {package} and source its setup.bash"
-    raise BringupError(f"program {executable} of package {package} is not installed; {remedy}")
 
 
 def show_arguments(bringup: Bringup) -> None:

@@ -14,7 +14,7 @@ import torch
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from rclpy.action import ActionClient
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
-from sensor_msgs.msg import CameraInfo, Image, JointState
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image, JointState
 from std_msgs.msg import Header
 from support import NodeProcess, node, wait_until
 from trajectory_msgs.msg import JointTrajectory
@@ -80,6 +80,9 @@ class Robot:
         publishes: which of TOPICS are published.
         reach: seconds that the plan reaches ahead.
         joint_period: seconds between joint states.
+        lens: what CameraInfo says; None: the robot's camera at ``info_size``.
+        frame: the picture; None: one colour.
+        compress: picture → data of a CompressedImage; None: raw images.
         hand_changes: fields of the hand trajectories to overwrite ("header": its frame_id).
     """
 
@@ -94,6 +97,9 @@ class Robot:
         self.reach = 4.0
         self.joint_period = 0.01
         self.calibrated = True
+        self.lens: PinholeCamera | None = None
+        self.frame: np.ndarray | None = None
+        self.compress: Callable[[np.ndarray], bytes] | None = None
         self.hand_changes: dict[str, Any] = {}
         kinds = {
             "image": Image,
@@ -106,6 +112,9 @@ class Robot:
             key: ros_node.create_publisher(kind, TOPICS[key], reliable_qos(10))
             for key, kind in kinds.items()
         }
+        self._compressed = ros_node.create_publisher(
+            CompressedImage, f"{TOPICS['image']}/compressed", reliable_qos(10)
+        )
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
@@ -135,12 +144,14 @@ class Robot:
     def image(self, stamp: int) -> Image:
         width, height = self.size
         pixels = np.full((height, width, 3), (200, 40, 90), np.uint8)
+        if self.frame is not None:
+            pixels = self.frame
         message = image_from_array(pixels, "rgb8", header=self.header(stamp))
         message.encoding = self.encoding
         return message
 
     def info(self, stamp: int) -> CameraInfo:
-        camera = self.robot.camera.resized(*(self.info_size or self.size))
+        camera = self.lens or self.robot.camera.resized(*(self.info_size or self.size))
         message = info_from_camera(camera, header=self.header(stamp))
         if not self.calibrated:
             message.k = np.zeros(9)
@@ -191,7 +202,13 @@ class Robot:
                 if stamp < due[key]:
                     continue
                 due[key] = stamp + round((period or self.joint_period) * 1e9)
-                if key in self.publishes:
+                if key not in self.publishes:
+                    continue
+                if key == "image" and self.compress is not None:
+                    data = self.compress(self.frame)
+                    message = CompressedImage(header=self.header(stamp), format="jpeg", data=data)
+                    self._compressed.publish(message)
+                else:
                     self.publishers[key].publish(getattr(self, key)(stamp))
 
 

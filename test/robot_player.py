@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
-from sensor_msgs.msg import CameraInfo, Image, JointState
+from numpy.typing import NDArray
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image, JointState
 from std_msgs.msg import Header
 
+from ego_world_model.camera import PinholeCamera
 from ego_world_model.embodiment import load_embodiment
 from ego_world_model.ros.conversions import (
     image_from_array,
@@ -30,16 +32,25 @@ class RobotPlayer:
 
     Attributes that a test may change while it plays: ``images``, ``infos``, ``joints`` (what is
     published), ``size`` of images, ``info_size`` (None: as the images), ``encoding``, ``names``
-    and ``positions`` of the joint states, ``depth`` (16UC1 beside the images).
+    and ``positions`` of the joint states, ``depth`` (16UC1 beside the images), ``frame`` (the
+    picture; None: grey), ``lens`` (CameraInfo; None: the robot's at ``size``), ``compress``
+    (picture → data of a CompressedImage; None: raw images), ``depth_image`` (mm or m; None: a wall
+    at 1.5 m in the right half) and ``depth_frame``.
     """
 
     def __init__(self, node: Any) -> None:
         self._image = advertise(node, Image, "camera/color/image_raw")
         self._info = advertise(node, CameraInfo, "camera/color/camera_info")
+        self._compressed = advertise(node, CompressedImage, "camera/color/image_raw/compressed")
         self._depth = advertise(node, Image, "camera/aligned_depth_to_color/image_raw")
         self._joint = advertise(node, JointState, "joint_states", depth=50)
         self.images = self.infos = self.joints = True
         self.depth = False
+        self.frame: NDArray[np.uint8] | None = None
+        self.lens: PinholeCamera | None = None
+        self.compress: Callable[[NDArray[np.uint8]], bytes] | None = None
+        self.depth_image: NDArray[Any] | None = None
+        self.depth_frame = FRAME
         self.size = (160, 120)
         self.info_size: tuple[int, int] | None = None
         self.encoding = "rgb8"
@@ -59,7 +70,9 @@ class RobotPlayer:
         for thread in self._threads:
             thread.join(2.0)
 
-    def camera(self) -> Any:
+    def camera(self) -> PinholeCamera:
+        if self.lens is not None:
+            return self.lens
         return ROBOT.camera.resized(*(self.info_size or self.size))
 
     def _play(self, rate: float, action: Any) -> None:
@@ -74,14 +87,22 @@ class RobotPlayer:
             self._info.publish(info_from_camera(self.camera(), header=header))
         if self.images:
             self.stamps.append(stamp)
-            pixels = np.full((height, width, 3), 90, np.uint8)
-            message = image_from_array(pixels, "rgb8", header=header)
-            message.encoding = self.encoding
-            self._image.publish(message)
+            pixels = np.full((height, width, 3), 90, np.uint8) if self.frame is None else self.frame
+            if self.compress is not None:
+                message = CompressedImage(header=header, format="jpeg", data=self.compress(pixels))
+                self._compressed.publish(message)
+            else:
+                message = image_from_array(pixels, "rgb8", header=header)
+                message.encoding = self.encoding
+                self._image.publish(message)
         if self.depth:
-            millimetres = np.full((height, width), 1500, np.uint16)
-            millimetres[:, : width // 2] = 0
-            self._depth.publish(image_from_array(millimetres, "16UC1", header=header))
+            depth = self.depth_image
+            if depth is None:
+                depth = np.full((height, width), 1500, np.uint16)
+                depth[:, : width // 2] = 0
+            encoding = "16UC1" if depth.dtype == np.uint16 else "32FC1"
+            header = Header(stamp=header.stamp, frame_id=self.depth_frame)
+            self._depth.publish(image_from_array(depth, encoding, header=header))
 
     def _publish_joints(self) -> None:
         if self.joints:

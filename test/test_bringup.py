@@ -22,7 +22,7 @@ from ego_world_model.bringup import (
     resolve,
     yaml_scalar,
 )
-from ego_world_model.up import parse_arguments
+from ego_world_model.up import command_line, parse_arguments
 
 CASES = [
     [],
@@ -31,7 +31,9 @@ CASES = [
     ["viewer:=false", "rviz:=true", "checkpoint:=it's here", "motion_source:=predicted"],
     ["sim:=true", "embodiment:=/home/me/my robot.yaml"],
     ["bridge:=true", "joint_states:=/g1/joint_states"],
-    ["camera:=/camera/camera", "joint_states:=/g1/joint_states", "publish_camera_tf:=false"],
+    ["camera_topics:=/head", "joint_states:=/g1/joint_states", "publish_camera_tf:=false"],
+    ["camera_topics:=/head", "image_transport:=compressed", "stereo:=left"],
+    ["camera:=realsense", "namespace:=robot", "bridge:=true"],
 ]
 
 
@@ -88,6 +90,17 @@ class FakeLaunch:
         self.commands[name] = words + arguments[split + 1 :]
 
 
+@pytest.fixture
+def installed(tmp_path: Path, monkeypatch: Any) -> None:
+    """RViz and the RealSense driver where a full ROS 2 would have them."""
+    for package, program in (("rviz2", "rviz2"), ("realsense2_camera", "realsense2_camera_node")):
+        path = tmp_path / "lib" / package / program
+        path.parent.mkdir(parents=True)
+        path.write_text("#!/bin/sh\n")
+        path.chmod(0o755)
+    monkeypatch.setenv("AMENT_PREFIX_PATH", str(tmp_path), prepend=os.pathsep)
+
+
 def launch_file(root: Path, robot: str, launch: FakeLaunch, monkeypatch: Any) -> None:
     """Run launch/<robot>.launch.py as `ros2 launch` would."""
     pytest.importorskip("ego_world_model.ros", reason="needs the ROS layer")
@@ -103,7 +116,7 @@ def launch_file(root: Path, robot: str, launch: FakeLaunch, monkeypatch: Any) ->
 
 @pytest.mark.parametrize("robot", BRINGUPS)
 @pytest.mark.parametrize("words", CASES, ids=" ".join)
-def test_launch_file_and_up_start_the_same_commands(root, robot, words, monkeypatch):
+def test_launch_file_and_up_start_the_same_commands(root, robot, words, installed, monkeypatch):
     given = parse_arguments(words)
     launch = FakeLaunch(given)
     launch_file(root, robot, launch, monkeypatch)
@@ -124,6 +137,45 @@ def test_the_table_starts_the_graph_of_the_architecture():
     assert names == ["hand_kinematics", "world_model"]  # the real robot is the default
     names = [spec.name for spec in resolve(load_bringup("g1"), {"bridge": "true"})]
     assert names == ["unitree_bridge", "hand_kinematics", "world_model", "viewer"]
+
+
+def test_the_realsense_driver_is_where_the_other_nodes_look_for_it():
+    """camera:=realsense: aligned depth, topics as the driver names them, its tree on the robot."""
+    given = {"camera": "realsense", "namespace": "robot"}
+    specs = {spec.name: spec for spec in resolve(load_bringup("g1"), given)}
+    driver = specs["camera"]
+    assert (driver.package, driver.executable) == ("realsense2_camera", "realsense2_camera_node")
+    assert driver.parameters["align_depth.enable"] is True
+    published = (
+        f"{driver.namespace}/{driver.name}/color/image_raw"  # the driver's ~/color/image_raw
+    )
+    for name in ("hand_kinematics", "world_model", "viewer"):
+        heard = dict(specs[name].remaps)["camera/color/image_raw"]
+        assert f"{specs[name].namespace}/{heard}" == published
+    assert specs["hand_kinematics"].parameters["camera_tf_child"] == "camera_link"
+    external = {spec.name: spec for spec in resolve(load_bringup("g1"), {})}
+    assert "camera" not in external
+    assert "camera_tf_child" not in external["hand_kinematics"].parameters
+
+
+def test_a_driver_that_is_not_installed_is_named_with_its_package(root, monkeypatch):
+    """By `up` and by the launch file alike, before anything starts."""
+    monkeypatch.setenv("ROS_DISTRO", "jazzy")
+    given = {"camera": "realsense"}
+    said = "realsense2_camera is not installed; .*apt install ros-jazzy-realsense2-camera"
+    (driver,) = (spec for spec in resolve(load_bringup("g1"), given) if spec.name == "camera")
+    with pytest.raises(BringupError, match=said):
+        command_line(driver)
+    launch = FakeLaunch(given)
+    with pytest.raises(BringupError, match=said):
+        launch_file(root, "g1", launch, monkeypatch)
+    assert not launch.commands
+
+
+def test_image_settings_reach_every_node_that_looks_at_the_camera():
+    given = {"image_transport": "compressed", "stereo": "right"}
+    for spec in resolve(load_bringup("g1"), given):
+        assert {key: spec.parameters[key] for key in given} == given
 
 
 @pytest.mark.parametrize(("robot", "embodiment"), [("g1", "g1_dex3"), ("h1", "h1_2_inspire")])
@@ -188,6 +240,9 @@ def test_real_launch_makes_the_description():
     [
         ({"simulation": "true"}, "no argument 'simulation'; there are sim, "),
         ({"sim": "true", "bridge": "true"}, "would both publish joint_states"),
+        ({"camera": "/camera/camera"}, "is not one of .*the prefix of the topics is camera_topics"),
+        ({"camera": "realsense", "sim": "true"}, "would both publish images"),
+        ({"camera": "realsense", "camera_topics": "head"}, "leave camera_topics out"),
         ({"sim": "maybe"}, "sim:=maybe is not one of true, false"),
         ({"motion_source": "guess"}, "motion_source:=guess is not one of"),
         ({"params_file": "/nowhere.yaml"}, "params_file /nowhere.yaml does not exist"),

@@ -44,7 +44,7 @@ def test_resizing_moves_pixels_as_area_averaging_does() -> None:
 def test_bad_intrinsics_are_refused() -> None:
     with pytest.raises(ValueError, match="positive size"):
         PinholeCamera(640, 480, 0.0, 600, 320, 240)
-    with pytest.raises(ValueError, match="plumb bob"):
+    with pytest.raises(ValueError, match="plumb_bob distortion has 4 or 5"):
         PinholeCamera(640, 480, 600, 600, 320, 240, (0.1, 0.2))
     with pytest.raises(ValueError, match="right-handed"):
         CameraPose("head", np.diag([1.0, 1.0, -1.0]), np.zeros(3))

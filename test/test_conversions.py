@@ -138,14 +138,15 @@ def test_contradicting_image_sizes_name_the_field(change, field):
 
 
 @pytest.mark.parametrize("frame_id", ["", "c", "camera_color_optical_frame", "caméra"])
-def test_raw_image_reads_its_header_without_decoding(frame_id):
-    image = image_from_array(np.zeros((6, 4), np.uint16), "16UC1")
+def test_raw_image_serves_as_the_message_without_building_it(frame_id):
+    pixels = RNG.integers(0, 2**16, (6, 4), np.uint16)
+    image = image_from_array(pixels, "16UC1")
     image.header.stamp = stamp_from_nanoseconds(12_345_678_901)
     image.header.frame_id = frame_id
     raw = RawImage.from_serialised(serialize_message(image))
     assert (raw.stamp, raw.frame_id) == (12_345_678_901, frame_id)
     assert (raw.size, raw.encoding) == ((4, 6), "16UC1")
-    assert raw.decode() == image
+    np.testing.assert_array_equal(array_from_image(raw), pixels)
     assert nanoseconds(raw.header().stamp) == raw.stamp
 
 
@@ -177,10 +178,34 @@ def test_uncalibrated_camera_is_refused():
         camera_from_info(CameraInfo(width=640, height=480), topic="/cam/info")
 
 
-def test_fisheye_distortion_is_refused():
+@pytest.mark.parametrize(
+    ("model", "coefficients"),
+    [
+        ("rational_polynomial", (0.4, -0.1, 0.001, 0.0, 0.02, 0.5, -0.05, 0.01)),
+        ("equidistant", (0.1, -0.01, 0.002, 0.0)),
+        ("equidistant", (0.0, 0.0, 0.0, 0.0)),
+    ],
+)
+def test_camera_info_keeps_every_lens_model(model, coefficients):
+    """A fisheye without coefficients is a fisheye still."""
+    camera = PinholeCamera(640, 480, 400.0, 401.0, 320.5, 240.5, coefficients, model)
+    info = info_from_camera(camera)
+    assert (info.distortion_model, tuple(info.d)) == (model, coefficients)
+    assert camera_from_info(over_the_wire(info)) == camera
+
+
+@pytest.mark.parametrize(
+    ("model", "coefficients", "text"),
+    [
+        ("double_sphere", [], "distortion_model 'double_sphere' is not supported; .*equidistant"),
+        ("plumb_bob", [0.1, 0.0], "plumb_bob distortion has 4 or 5 coefficients, got 2"),
+        ("rational_polynomial", [0.1] * 14, "d holds 14 coefficients but .* has 8"),
+    ],
+)
+def test_lens_models_that_are_not_known_are_refused_by_name(model, coefficients, text):
     info = info_from_camera(PinholeCamera(64, 48, 60.0, 60.0, 32.0, 24.0))
-    info.distortion_model, info.d = "equidistant", [0.1, 0.0, 0.0, 0.0]
-    with pytest.raises(MessageError, match="distortion_model 'equidistant' is not supported"):
+    info.distortion_model, info.d = model, coefficients
+    with pytest.raises(MessageError, match=text):
         camera_from_info(info)
 
 

@@ -205,7 +205,7 @@ def test_changed_resolution_is_followed_once_camera_info_says_so(process, ros_no
     with playing(ros_node) as player:
         flows(hands)
         player.size, player.info_size = (320, 240), (160, 120)
-        process.wait_for("images are 320x240 but CameraInfo describes 160x120")
+        process.wait_for("width, height are 160x120 but /camera/color/image_raw is 320x240")
         time.sleep(0.3)
         count = len(hands)
         time.sleep(0.3)

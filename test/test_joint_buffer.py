@@ -11,8 +11,8 @@ from ego_world_model.camera import PinholeCamera
 from ego_world_model.embodiment import load_embodiment
 from ego_world_model.kinematics import HandKinematics
 from ego_world_model.kinematics.joint_buffer import JointBuffer, Match, influential_joints
+from ego_world_model.ros.camera_frames import CameraFrame
 from ego_world_model.ros.frame_pairing import FramePairer
-from ego_world_model.ros.raw_image import RawImage
 
 MS = 1_000_000
 NAMES = ("a", "b")
@@ -26,8 +26,8 @@ def filled(*stamps_ms: float, **options) -> JointBuffer:
     return buffer
 
 
-def image(stamp_ms: float, width: int = 64, height: int = 48) -> RawImage:
-    return RawImage(round(stamp_ms * MS), "optical", width, height, "rgb8", b"")
+def image(stamp_ms: float, width: int = 64, height: int = 48) -> CameraFrame:
+    return CameraFrame(round(stamp_ms * MS), "optical", width, height, memoryview(b""), "/images")
 
 
 def test_positions_are_interpolated_to_the_stamp():
@@ -114,10 +114,14 @@ def test_legs_are_not_needed_for_hands_in_the_camera():
 class Pairing:
     """A pairer with a camera of 64x48 and a record of what it dropped."""
 
-    def __init__(self, buffer: JointBuffer, *, camera: bool = True) -> None:
+    def __init__(self, buffer: JointBuffer, *, camera: bool = True, **options) -> None:
         self.dropped: list[tuple[str, str]] = []
         self.pairer = FramePairer(
-            buffer, wait=0.1, on_drop=lambda counter, why: self.dropped.append((counter, why))
+            buffer,
+            wait=0.1,
+            info_topic="/info",
+            on_drop=lambda counter, why: self.dropped.append((counter, why)),
+            **options,
         )
         if camera:
             self.pairer.set_camera(PinholeCamera(64, 48, 50.0, 50.0, 32.0, 24.0), 0.0)
@@ -161,7 +165,7 @@ def test_frame_of_another_resolution_waits_for_its_camera_info():
 
     pairing.pairer.add(image(7), 2.0)
     assert pairing.pairer.take(2.2) == []
-    assert "images are 64x48 but CameraInfo describes 32x24" in pairing.dropped[-1][1]
+    assert "/info: width, height are 32x24 but /images is 64x48" in pairing.dropped[-1][1]
 
 
 def test_frame_without_camera_info_is_dropped():

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 
@@ -12,7 +10,6 @@ pytest.importorskip("ego_world_model.msg", reason="needs the built interfaces: r
 
 from std_msgs.msg import Header
 
-from ego_world_model.camera import PinholeCamera
 from ego_world_model.embodiment import load_embodiment
 from ego_world_model.hands import SLOT_NAMES, HandTrajectory
 from ego_world_model.kinematics import HandKinematics
@@ -23,7 +20,6 @@ from ego_world_model.ros.conversions import (
     stamp_from_nanoseconds,
 )
 from ego_world_model.ros.motion_source import HandMotion, JointPlan
-from ego_world_model.ros.rollouts import undistorted
 
 START = 1_000_000_000_000
 TIMES = np.arange(17) / 10
@@ -165,20 +161,3 @@ def test_stream_of_hand_trajectories_must_be_stamped() -> None:
     """Without a stamp an old motion would be imagined from every new frame for ever."""
     with pytest.raises(MessageError, match=r"hands: header.stamp is 0"):
         hand_motion(header=Header(frame_id=OPTICAL))
-
-
-def test_lens_distortion_moves_the_joints_to_the_pixels_that_show_them() -> None:
-    """The model sees an ideal pinhole: its conditioning lies where the real lens shows the hand."""
-    camera = PinholeCamera(640, 480, 610.0, 610.0, 322.0, 238.0, (0.12, -0.25, 0.001, -0.002, 0.05))
-    positions = np.zeros((2, 42, 3), np.float32)
-    positions[:, 0], positions[:, 1] = (0.2, 0.12, 0.5), (5.0, 0.0, 0.2)  # in view; far outside
-    valid = np.zeros(42, bool)
-    valid[:2] = True
-    motion = HandTrajectory([0.0, 0.1], positions, valid)
-    moved = undistorted(motion, camera)
-    ideal = replace(camera, distortion=())
-    seen = camera.project(positions[0, 0])
-    assert np.linalg.norm(seen - ideal.project(positions[0, 0])) > 3, "this lens does distort"
-    np.testing.assert_allclose(ideal.project(moved.positions[0, 0]), seen, atol=0.01)
-    np.testing.assert_array_equal(moved.positions[:, 1], positions[:, 1])
-    np.testing.assert_allclose(moved.positions[..., 2], positions[..., 2], atol=1e-6)

@@ -17,6 +17,7 @@ from robot_player import Reports
 from std_msgs.msg import Header
 from support import wait_until
 
+from ego_world_model.camera import CameraPose
 from ego_world_model.embodiment import load_embodiment
 from ego_world_model.kinematics import HandKinematics
 from ego_world_model.ros.camera_tf import CameraTransform
@@ -144,22 +145,37 @@ def test_parameter_out_of_range_says_what_is_allowed(ros_node, options, text):
 
 
 @pytest.mark.parametrize(
-    ("parent", "child", "frame"), [("pelvis", "", "optical"), ("torso_link", "camera_link", None)]
+    ("robot", "parent", "child"),
+    [
+        ("g1_dex3", "pelvis", ""),
+        ("g1_dex3", "torso_link", "camera_link"),
+        ("h1_2_inspire", "pelvis", "camera_link"),
+        ("h1_inspire", "torso_link", "camera_link"),
+    ],
 )
-def test_camera_tf_places_the_camera_where_kinematics_does(monkeypatch, parent, child, frame):
-    """tf2 is not among the wheels: its broadcaster is replaced by a list, the rest is real."""
+def test_camera_tf_places_the_camera_where_kinematics_does(monkeypatch, robot, parent, child):
+    """The calibrated camera's optical frame, also through the tree of a driver that begins at its
+    left imager, and with a turned waist. tf2 is not among the wheels: its broadcaster is replaced
+    by a list, the rest is real."""
     sent: list = []
     broadcaster = SimpleNamespace(sendTransform=sent.append)
     module = SimpleNamespace(TransformBroadcaster=lambda node: broadcaster)
     monkeypatch.setitem(sys.modules, "tf2_ros", module)
-    robot = load_embodiment("g1_dex3")
+    robot = load_embodiment(robot)
     fk = HandKinematics(robot)
-    transform = CameraTransform(None, fk, robot.camera_pose, parent, child)
-    transform.publish(Header(frame_id="optical"), robot.neutral)
+    nominal = robot.camera_pose
+    mount = CameraPose(nominal.link, nominal.rotation, nominal.translation + (0.01, -0.02, 0.03))
+    q = robot.neutral.copy()
+    q[robot.indices(robot.torso)] = 0.3
+    transform = CameraTransform(None, fk, mount, parent, child)
+    transform.publish(Header(frame_id="optical"), q)
     (message,) = sent
     assert message.header.frame_id == parent
-    assert message.child_frame_id == (frame or child)
-    root_parent, root_mount = fk.link_poses(robot.neutral, [parent, robot.camera_pose.link])
-    placed = root_parent @ matrix_from_transform(message.transform)
-    expected = fk.camera_pose(robot.neutral) if frame else root_mount
-    np.testing.assert_allclose(placed, expected, atol=1e-6)
+    assert message.child_frame_id == (child or "optical")
+    placed = fk.link_poses(q, [parent])[0] @ matrix_from_transform(message.transform)
+    if child:  # what the driver says of its colour camera: 15 mm to the left, z forward
+        optical = np.eye(4)
+        optical[:3, :3] = [[0, 0, 1], [-1, 0, 0], [0, -1, 0]]
+        optical[1, 3] = 0.015
+        placed = placed @ optical
+    np.testing.assert_allclose(placed, fk.camera_pose(q, mount), atol=1e-6)

@@ -252,7 +252,16 @@ def whole(number: float) -> int | float:
 
 
 def intrinsics_vector(camera: PinholeCamera) -> list[float]:
-    """fx, fy, cx, cy and five distortion coefficients (zeros where there are none)."""
+    """fx, fy, cx, cy and five plumb-bob coefficients (zeros where there are none).
+
+    Raises:
+        ValueError: a lens of another distortion model, which a dataset has no column for.
+    """
+    if camera.distortion_model != "plumb_bob":
+        raise ValueError(
+            f"datasets hold plumb_bob distortion, not {camera.distortion_model}; rectify the "
+            "images first (ego_world_model.rectification)"
+        )
     distortion = [*camera.distortion, 0.0, 0.0, 0.0, 0.0, 0.0][:5]
     return [camera.fx, camera.fy, camera.cx, camera.cy, *map(float, distortion)]
 

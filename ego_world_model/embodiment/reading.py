@@ -26,7 +26,7 @@ _REQUIRED = ("name", "model", "root", "camera", "slots")
 _OPTIONAL = ("description", "hands", "torso", "neutral", "state_orders", "workspace")
 _INTRINSICS = ("width", "height", "fx", "fy", "cx", "cy")
 _CAMERA = ("link", *_INTRINSICS)
-_CAMERA_OPTIONAL = ("offset", "frame", "distortion")
+_CAMERA_OPTIONAL = ("offset", "frame", "distortion", "distortion_model")
 _CAMERA_FRAMES = ("body", "optical")
 _SIDES = ("left", "right")
 _POINTS = ("grasp_point", "palm_point")
@@ -118,7 +118,10 @@ class _Reader:
         distortion = mount.get("distortion", ())
         try:
             camera = PinholeCamera(
-                *map(int, intrinsics[:2]), *map(float, intrinsics[2:]), tuple(distortion)
+                *map(int, intrinsics[:2]),
+                *map(float, intrinsics[2:]),
+                tuple(map(float, distortion)),
+                mount.get("distortion_model", "plumb_bob"),
             )
         except (TypeError, ValueError) as error:
             raise ValueError(f"{self.path}: camera: {error}") from error

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from ego_world_model.camera import PinholeCamera
 from ego_world_model.kinematics.joint_buffer import Interpolated, JointBuffer, Match
-from ego_world_model.ros.raw_image import RawImage
+from ego_world_model.ros.camera_frames import CameraFrame
+from ego_world_model.ros.conversions import MessageError
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class PairedFrame:
         ready: when the last part of the pair arrived (monotonic seconds).
     """
 
-    image: RawImage
+    image: CameraFrame
     camera: PinholeCamera
     q: NDArray[np.float64]
     ready: float
@@ -35,6 +36,9 @@ class FramePairer:
     Args:
         buffer: joint states; add to it from outside, then call ``take``.
         wait: seconds that a frame waits for its joint states and intrinsics.
+        info_topic: where the intrinsics come from, named in what is said.
+        settled: asked for a frame that is complete, its arrival and the present (monotonic): False
+            where it is worth its while to wait for something optional.
         on_drop: called with a counter's name and an explanation for every frame dropped.
         capacity: frames that may wait; the oldest is dropped first.
     """
@@ -44,14 +48,18 @@ class FramePairer:
         buffer: JointBuffer,
         *,
         wait: float,
+        info_topic: str,
         on_drop: Callable[[str, str], None],
+        settled: Callable[[CameraFrame, float, float], bool] = lambda *_: True,
         capacity: int = 16,
     ) -> None:
         self._buffer = buffer
         self._wait = wait
+        self._info_topic = info_topic
         self._on_drop = on_drop
+        self._settled = settled
         self._capacity = capacity
-        self._waiting: deque[tuple[RawImage, float]] = deque()
+        self._waiting: deque[tuple[CameraFrame, float]] = deque()
         self._camera: PinholeCamera | None = None
         self._camera_arrival = 0.0
 
@@ -60,7 +68,7 @@ class FramePairer:
         if camera != self._camera:
             self._camera, self._camera_arrival = camera, now
 
-    def add(self, image: RawImage, now: float) -> None:
+    def add(self, image: CameraFrame, now: float) -> None:
         """A new frame, at monotonic time ``now``."""
         if len(self._waiting) == self._capacity:
             self._waiting.popleft()
@@ -70,7 +78,7 @@ class FramePairer:
     def take(self, now: float) -> list[PairedFrame]:
         """Frames that are complete now, oldest first; frames that cannot be paired are dropped."""
         done: list[PairedFrame] = []
-        still: deque[tuple[RawImage, float]] = deque()
+        still: deque[tuple[CameraFrame, float]] = deque()
         for image, arrival in self._waiting:
             state = self._buffer.at(image.stamp)
             camera = self._camera
@@ -81,6 +89,9 @@ class FramePairer:
                 and camera is not None
                 and (camera.width, camera.height) == image.size
             ):
+                if not self._settled(image, arrival, now):
+                    still.append((image, arrival))
+                    continue
                 assert state.q is not None and state.arrival is not None
                 ready = max(arrival, state.arrival, self._camera_arrival)
                 done.append(PairedFrame(image, camera, state.q, ready))
@@ -91,7 +102,7 @@ class FramePairer:
         self._waiting = still
         return done
 
-    def _drop(self, image: RawImage, state: Interpolated) -> None:
+    def _drop(self, image: CameraFrame, state: Interpolated) -> None:
         """Says why a frame has no partner."""
         if state.match is not Match.FOUND:
             self._on_drop("frames dropped: no joint states", self._why(image, state))
@@ -101,14 +112,12 @@ class FramePairer:
                 "frames arrive without CameraInfo; check that the camera driver publishes it",
             )
         else:
-            self._on_drop(
-                "frames dropped: resolution",
-                f"images are {image.width}x{image.height} but CameraInfo describes "
-                f"{self._camera.width}x{self._camera.height}; publish the CameraInfo of this "
-                "resolution",
-            )
+            try:
+                image.check_size(self._camera, self._info_topic)
+            except MessageError as error:
+                self._on_drop("frames dropped: resolution", str(error))
 
-    def _why(self, image: RawImage, state: Interpolated) -> str:
+    def _why(self, image: CameraFrame, state: Interpolated) -> str:
         newest = self._buffer.newest
         if newest is None:
             return "frames arrive without joint states"
@@ -122,8 +131,8 @@ class FramePairer:
         if state.match is Match.TOO_OLD:
             return (
                 f"an image is {-ahead:.3f} s older than the newest joint state, and older than all "
-                "that are kept; the clocks of camera and robot differ (a constant delay belongs into "
-                "joint_time_offset), or the image came too late"
+                "that are kept; the clocks of camera and robot differ (a constant delay belongs "
+                "into joint_time_offset), or the image came too late"
             )
         return (
             f"an image is {ahead:.3f} s newer than the newest joint state after waiting "

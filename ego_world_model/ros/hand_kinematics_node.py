@@ -10,24 +10,29 @@ from __future__ import annotations
 import sys
 import time
 
+import numpy as np
+from numpy.typing import NDArray
 from rclpy.clock import Clock
 from rclpy.clock_type import ClockType
 from rclpy.node import Node
-from sensor_msgs.msg import CameraInfo, Image, JointState
+from sensor_msgs.msg import CameraInfo, JointState
 
 from ego_world_model import msg
 from ego_world_model.camera import PinholeCamera
 from ego_world_model.embodiment import load_embodiment
-from ego_world_model.hands import SLOT_NAMES
+from ego_world_model.hands import SLOT_NAMES, HandJoints
 from ego_world_model.kinematics import HandKinematics
 from ego_world_model.kinematics.joint_buffer import JointBuffer, influential_joints
+from ego_world_model.ros.camera_frames import CameraFrame, CameraIntake
 from ego_world_model.ros.camera_mount import declare_camera_mount
 from ego_world_model.ros.conversions import (
     MessageError,
     camera_from_info,
+    depth_from_image,
     hand_joints_to_message,
     nanoseconds,
 )
+from ego_world_model.ros.depth_frames import DepthFrames
 from ego_world_model.ros.diagnostics import Diagnostics
 from ego_world_model.ros.frame_pairing import FramePairer, PairedFrame
 from ego_world_model.ros.hand_views import HandViews
@@ -38,8 +43,8 @@ from ego_world_model.ros.priority import set_nice
 from ego_world_model.ros.qos import advertise, subscribe
 from ego_world_model.ros.raw_image import RawImage
 from ego_world_model.ros.run import StartError, run_node
-from ego_world_model.ros.topics import CAMERA_INFO, HAND_JOINTS, IMAGE, JOINT_STATES
-from ego_world_model.visibility import visibility
+from ego_world_model.ros.topics import CAMERA_INFO, HAND_JOINTS, JOINT_STATES
+from ego_world_model.visibility import DEPTH_TOLERANCE, measured_visibility, visibility
 
 
 class HandKinematicsNode(Node):
@@ -49,32 +54,40 @@ class HandKinematicsNode(Node):
         super().__init__("hand_kinematics")
         self._declare()
         self._diagnostics = Diagnostics(self)
-        self._pairer = FramePairer(self._buffer, wait=self._wait, on_drop=self._dropped)
+        self._images = CameraIntake(self)
+        self._depth = self._open_depth()
+        self._pairer = FramePairer(
+            self._buffer,
+            wait=self._wait,
+            info_topic=self.resolve_topic_name(CAMERA_INFO),
+            on_drop=self._dropped,
+            settled=self._depth_settled,
+        )
         self._watch = InputWatch(
             self,
             self._diagnostics,
             {
-                IMAGE: "camera images",
+                self._images.topic: self._images.description,
                 CAMERA_INFO: "camera intrinsics",
                 JOINT_STATES: "joint states",
             },
             after=self._silence,
         )
         self._publisher = advertise(self, msg.HandJoints, HAND_JOINTS, depth=10)
-        self._views = HandViews(self, self._diagnostics, self._kinematics, self._mount)
+        self._views = HandViews(self, self._diagnostics, self._kinematics, self._mount, self._depth)
         self._info_content: tuple[object, ...] = ()
         self._camera: PinholeCamera | None = None
         self._unknown: tuple[str, ...] = ()
         # Frames are taken by the depth of 10 so that a stall of this process loses none.
         self._subscriptions_kept = [
-            subscribe(self, Image, IMAGE, self._on_image, depth=10, raw=True),
+            self._images.subscribe(self._on_image, self._image_rejected, depth=10),
             subscribe(self, CameraInfo, CAMERA_INFO, self._on_info, depth=10),
             subscribe(self, JointState, JOINT_STATES, self._on_joints, depth=100),
         ]
         steady = Clock(clock_type=ClockType.STEADY_TIME)
         self._timer = self.create_timer(0.05, self._process, clock=steady)
         self._apply_nice()
-        inputs = map(self.resolve_topic_name, (IMAGE, CAMERA_INFO, JOINT_STATES))
+        inputs = map(self.resolve_topic_name, (self._images.topic, CAMERA_INFO, JOINT_STATES))
         self.get_logger().info(f"waiting for {', '.join(inputs)}")
 
     def _declare(self) -> None:
@@ -140,6 +153,34 @@ class HandKinematicsNode(Node):
             time_offset=offset,
         )
 
+    def _open_depth(self) -> DepthFrames:
+        self._depth_tolerance = declare(
+            self,
+            "depth_tolerance",
+            DEPTH_TOLERANCE,
+            "metres that something measured by the aligned depth image must be in front of a joint "
+            "to hide it; 0: visibility comes from the hands' geometry alone",
+            minimum=0.0,
+            maximum=1.0,
+            read_only=True,
+        )
+        wait = declare(
+            self,
+            "depth_wait",
+            0.03,
+            "seconds that a frame waits for its depth image, where depth images come",
+            minimum=0.0,
+            maximum=1.0,
+            read_only=True,
+        )
+        return DepthFrames(
+            self,
+            self._diagnostics,
+            always=self._depth_tolerance > 0,
+            on_depth=self._on_depth,
+            wait=wait,
+        )
+
     def _apply_nice(self) -> None:
         nice = declare(
             self,
@@ -163,18 +204,19 @@ class HandKinematicsNode(Node):
 
     # ------------------------------------------------------------------ inputs
 
-    def _on_image(self, serialised: bytes) -> None:
-        now = time.monotonic()
-        try:
-            image = RawImage.from_serialised(serialised, topic=IMAGE)
-        except MessageError as error:
-            self._diagnostics.warn("images rejected", str(error))
-            return
-        self._watch.seen(IMAGE)
+    def _on_image(self, image: CameraFrame) -> None:
+        self._watch.seen(self._images.topic)
         self._diagnostics.tick("image")
-        self._pairer.add(image, now)
+        self._pairer.add(image, time.monotonic())
         self._process()
         self._views.add_image(image, self._camera)
+
+    def _image_rejected(self, error: MessageError) -> None:
+        self._diagnostics.warn("images rejected", str(error))
+
+    def _on_depth(self) -> None:
+        self._process()
+        self._views.match_depth()
 
     def _on_info(self, message: CameraInfo) -> None:
         self._watch.seen(CAMERA_INFO)
@@ -232,6 +274,11 @@ class HandKinematicsNode(Node):
         hands = self._kinematics.hand_joints(frame.q, self._mount, extra_slots=self._extra)
         pixels = frame.camera.project(hands.positions)
         seen = visibility(hands, frame.camera, pixels)
+        ready = frame.ready
+        if self._depth_tolerance > 0 and (found := self._depth.of(frame.image)) is not None:
+            depth, arrival = found
+            ready = max(ready, arrival)
+            seen = seen * self._measured(hands, pixels, depth, frame.image)
         header = frame.image.header()
         self._publisher.publish(
             hand_joints_to_message(
@@ -244,9 +291,25 @@ class HandKinematicsNode(Node):
                 image_size=frame.image.size,
             )
         )
-        self._diagnostics.latency("latency", time.monotonic() - frame.ready)
+        self._diagnostics.latency("latency", time.monotonic() - ready)
         self._diagnostics.tick("hands")
         self._views.show(frame, hands, pixels, seen)
+
+    def _measured(
+        self, hands: HandJoints, pixels: NDArray[np.float64], depth: RawImage, image: CameraFrame
+    ) -> NDArray[np.float32]:
+        """(J,) factors on the visibility; 1 where depth cannot be used."""
+        try:
+            self._depth.check(depth, image)
+            metres = depth_from_image(depth, topic=self._depth.topic)
+        except MessageError as error:
+            self._diagnostics.warn("depth rejected", str(error))
+            return np.ones(len(pixels), np.float32)
+        self._diagnostics.tick("depth in visibility")
+        return measured_visibility(hands, pixels, metres, tolerance=self._depth_tolerance)
+
+    def _depth_settled(self, frame: CameraFrame, arrival: float, now: float) -> bool:
+        return self._depth_tolerance == 0 or self._depth.settled(frame, arrival, now)
 
     def destroy_node(self) -> None:
         """Ends the threads before the publishers they use."""

@@ -21,32 +21,29 @@ from ego_world_model.camera import CameraPose, PinholeCamera
 from ego_world_model.drawing import draw_hands
 from ego_world_model.hands import HandJoints
 from ego_world_model.kinematics import HandKinematics
+from ego_world_model.ros.camera_frames import CameraFrame
 from ego_world_model.ros.camera_tf import CameraTransform
 from ego_world_model.ros.conversions import (
-    MessageError,
     depth_from_image,
     image_from_array,
-    rgb_from_image,
 )
+from ego_world_model.ros.depth_frames import DepthFrames
 from ego_world_model.ros.diagnostics import Diagnostics
 from ego_world_model.ros.frame_pairing import PairedFrame
 from ego_world_model.ros.hand_markers import HandMarkers
 from ego_world_model.ros.parameters import declare
 from ego_world_model.ros.points import cloud_from_depth
-from ego_world_model.ros.qos import advertise, send, subscribe, wanted
+from ego_world_model.ros.qos import advertise, send, wanted
 from ego_world_model.ros.raw_image import RawImage
 from ego_world_model.ros.run import StartError
-from ego_world_model.ros.topics import DEPTH, IMAGE
 from ego_world_model.ros.worker import LatestWorker
-
-_SYNC_NS = 20_000_000  # colour and depth of one capture have equal or nearly equal stamps
 
 
 @dataclass(frozen=True)
 class _Overlay:
     """What the overlay thread draws."""
 
-    image: RawImage
+    image: CameraFrame
     pixels: NDArray[np.float64]
     valid: NDArray[np.bool_]
     visibility: NDArray[np.float32]
@@ -56,7 +53,7 @@ class _Overlay:
 class _Cloud:
     """What the point-cloud thread converts."""
 
-    image: RawImage
+    image: CameraFrame
     depth: RawImage
     camera: PinholeCamera
 
@@ -67,6 +64,7 @@ class HandViews:
     Args:
         node: declares the parameters and owns the publishers.
         mount: the camera's place on the robot.
+        depth: the depth images that points are made of.
     """
 
     def __init__(
@@ -75,6 +73,7 @@ class HandViews:
         diagnostics: Diagnostics,
         kinematics: HandKinematics,
         mount: CameraPose,
+        depth: DepthFrames,
     ) -> None:
         self._node = node
         self._diagnostics = diagnostics
@@ -98,20 +97,32 @@ class HandViews:
             self._make_cloud, name="points", on_error=lambda error: self._failed("points", error)
         )
         self._transform = _camera_transform(node, kinematics, mount)
-        self._recent: deque[RawImage] = deque(maxlen=4)
+        self._recent: deque[CameraFrame] = deque(maxlen=4)  # not yet made into points
         self._camera: PinholeCamera | None = None
-        self._depth: RawImage | None = None
-        self._depth_subscription = None
+        self._depth = depth
+        self._points_wanted = False
         self._timer = node.create_timer(
             0.5, self._follow_demand, clock=Clock(clock_type=ClockType.STEADY_TIME)
         )
 
-    def add_image(self, image: RawImage, camera: PinholeCamera | None) -> None:
+    def add_image(self, image: CameraFrame, camera: PinholeCamera | None) -> None:
         """Every colour image and the intrinsics known with it."""
         self._camera = camera
-        if self._depth_subscription is not None:
+        if self._points_wanted:
             self._recent.append(image)
-            self._match_depth()
+            self.match_depth()
+
+    def match_depth(self) -> None:
+        """Hands depth and the colour image of the same instant to the point-cloud thread."""
+        if self._camera is None:
+            return
+        for image in reversed(self._recent):
+            found = self._depth.of(image)
+            if found is not None:
+                while self._recent.popleft() is not image:
+                    pass
+                self._points_worker.submit(_Cloud(image, found[0], self._camera))
+                return
 
     def close(self) -> None:
         """Ends the threads, before their publishers go."""
@@ -135,48 +146,22 @@ class HandViews:
             self._transform.publish(header, frame.q)
 
     def _draw(self, item: _Overlay) -> None:
-        rgb = rgb_from_image(item.image.decode(), topic=self._node.resolve_topic_name(IMAGE))
-        drawn = draw_hands(rgb, item.pixels, item.valid, item.visibility)
+        drawn = draw_hands(item.image.rgb(), item.pixels, item.valid, item.visibility)
         message = image_from_array(drawn, "rgb8", header=item.image.header())
         send(self._node, self._overlay_publisher, message)
         self._diagnostics.tick("overlay")
 
     def _follow_demand(self) -> None:
-        """Receives depth only while somebody wants points."""
-        demand = wanted(self._points_publisher)
-        if demand and self._depth_subscription is None:
-            self._depth_subscription = subscribe(
-                self._node, Image, DEPTH, self._on_depth, depth=2, raw=True
-            )
-        elif not demand and self._depth_subscription is not None:
-            self._node.destroy_subscription(self._depth_subscription)
-            self._depth_subscription = None
+        """Receives depth for points only while somebody wants points."""
+        self._points_wanted = wanted(self._points_publisher)
+        self._depth.follow(self._points_wanted)
+        if not self._points_wanted:
             self._recent.clear()
 
-    def _on_depth(self, serialised: bytes) -> None:
-        try:
-            self._depth = RawImage.from_serialised(serialised, topic=DEPTH)
-        except MessageError as error:
-            self._diagnostics.warn("depth rejected", str(error))
-            return
-        self._match_depth()
-
-    def _match_depth(self) -> None:
-        """Hands depth and the colour image of the same instant to the point-cloud thread."""
-        depth, camera = self._depth, self._camera
-        if depth is None or camera is None:
-            return
-        for image in self._recent:
-            if abs(image.stamp - depth.stamp) <= _SYNC_NS:
-                self._depth = None
-                self._points_worker.submit(_Cloud(image, depth, camera))
-                return
-
     def _make_cloud(self, item: _Cloud) -> None:
-        depth = depth_from_image(item.depth.decode(), topic=self._node.resolve_topic_name(DEPTH))
-        rgb = rgb_from_image(item.image.decode(), topic=self._node.resolve_topic_name(IMAGE))
+        depth = depth_from_image(item.depth, topic=self._depth.topic)
         cloud = cloud_from_depth(
-            depth, rgb, item.camera, header=item.image.header(), stride=self._stride
+            depth, item.image.rgb(), item.camera, header=item.image.header(), stride=self._stride
         )
         send(self._node, self._points_publisher, cloud)
         self._diagnostics.tick("points")
@@ -205,8 +190,8 @@ def _camera_transform(
         node,
         "camera_tf_child",
         "",
-        "child frame: empty for the image's optical frame, or the root frame of a camera "
-        "driver that publishes its own tree (camera_link)",
+        "child frame: empty for the image's optical frame, or the root frame of a RealSense "
+        "driver, which publishes its own tree (camera_link)",
         read_only=True,
     )
     if not enabled:

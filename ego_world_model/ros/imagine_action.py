@@ -12,10 +12,11 @@ from rclpy.action.server import ServerGoalHandle
 from rclpy.callback_groups import ReentrantCallbackGroup
 
 from ego_world_model.action import Imagine
-from ego_world_model.ros.conversions import MessageError
+from ego_world_model.ros.camera_frames import frame_from_message
+from ego_world_model.ros.conversions import MessageError, nanoseconds
 from ego_world_model.ros.model_thread import ModelThread
 from ego_world_model.ros.motion_source import HandMotion
-from ego_world_model.ros.reference_frames import Reference, ReferenceFrames, reference_from_messages
+from ego_world_model.ros.reference_frames import Reference, ReferenceFrames, reference_from_frame
 from ego_world_model.ros.rollouts import (
     Sampling,
     imagine,
@@ -132,11 +133,11 @@ class ImagineAction:
         """The image of the goal, or the newest frame that every candidate can start from."""
         now = self._now()
         if request.image.width:
-            reference = reference_from_messages(
-                request.image,
+            stamp = nanoseconds(request.image.header.stamp)
+            reference = reference_from_frame(
+                frame_from_message(request.image, stamp, topic="imagine: image"),
                 request.camera_info,
                 received=now,
-                image_topic="imagine: image",
                 info_topic="imagine: camera_info",
             )
             for motion in motions:

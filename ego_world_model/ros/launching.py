@@ -7,7 +7,15 @@ from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any
 
-from ego_world_model.bringup import BOOLEAN, NodeSpec, environment, load_bringup, resolve
+from ego_world_model.bringup import (
+    BOOLEAN,
+    PACKAGE,
+    NodeSpec,
+    environment,
+    load_bringup,
+    resolve,
+)
+from ego_world_model.programs import find_program
 
 
 def launch_description(robot: str, *, modules: Any = None) -> Any:
@@ -27,10 +35,12 @@ def launch_description(robot: str, *, modules: Any = None) -> Any:
             for argument in bringup.arguments
         }
         variables = environment(bringup, given, os.environ)
+        specs = resolve(bringup, given)
+        for spec in specs:
+            if spec.package != PACKAGE:
+                find_program(spec.package, spec.executable)  # says what to install
         actions = [modules.SetEnvironmentVariable(name, value) for name, value in variables.items()]
-        return actions + [
-            modules.Node(**node_arguments(spec, modules)) for spec in resolve(bringup, given)
-        ]
+        return actions + [modules.Node(**node_arguments(spec, modules)) for spec in specs]
 
     declared = [
         modules.DeclareLaunchArgument(

@@ -1,9 +1,9 @@
-"""Camera images kept as received: the header is read at once, the pixels only when somebody asks.
+"""Images kept as received: the fields are read at once, the pixels only when somebody asks.
 
 Building an Image message copies its pixels into Python, about a millisecond for a camera frame
 that most callbacks never look at. A raw subscription hands over the serialised bytes instead; the
-few header fields in front of the pixels are read here (CDR, the format every ROS 2 middleware
-uses), and the whole message is decoded when pixels are wanted.
+fields in front of the pixels are read here (CDR, the format every ROS 2 middleware uses), and the
+pixels stay where they are.
 """
 
 from __future__ import annotations
@@ -11,8 +11,6 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 
-from rclpy.serialization import deserialize_message
-from sensor_msgs.msg import Image
 from std_msgs.msg import Header
 
 from ego_world_model.ros.conversions import MessageError, stamp_from_nanoseconds
@@ -22,10 +20,11 @@ _PREAMBLE = 4  # bytes of CDR encapsulation; alignment counts from behind them
 
 @dataclass(frozen=True)
 class RawImage:
-    """A serialised sensor_msgs/Image and the fields in front of its pixels.
+    """The fields of a serialised sensor_msgs/Image; serves the conversions as the message would.
 
     Attributes:
         stamp: nanoseconds.
+        data: the pixels' bytes, not copied.
     """
 
     stamp: int
@@ -33,21 +32,24 @@ class RawImage:
     width: int
     height: int
     encoding: str
-    serialised: bytes
+    is_bigendian: int = 0
+    step: int = 0
+    data: memoryview = memoryview(b"")
 
     @classmethod
     def from_serialised(cls, serialised: bytes, *, topic: str = "image") -> RawImage:
-        """Reads the header fields.
+        """Reads the fields.
 
         Raises:
             MessageError: bytes that are not an Image.
         """
         try:
-            order = "<" if serialised[1] & 1 else ">"
-            seconds, nanoseconds = struct.unpack_from(f"{order}iI", serialised, _PREAMBLE)
-            frame_id, end = _string(serialised, _PREAMBLE + 8, order)
+            order, stamp, frame_id, end = read_header(serialised)
             height, width = struct.unpack_from(f"{order}II", serialised, _aligned(end))
-            encoding, _ = _string(serialised, _aligned(end) + 8, order)
+            encoding, end = read_string(serialised, _aligned(end) + 8, order)
+            big = serialised[end]
+            (step,) = struct.unpack_from(f"{order}I", serialised, _aligned(end + 1))
+            data = read_bytes(serialised, _aligned(end + 1) + 4, order)
         except (IndexError, struct.error, UnicodeDecodeError):
             raise MessageError(
                 topic,
@@ -55,8 +57,7 @@ class RawImage:
                 f"of {len(serialised)} bytes is not a sensor_msgs/Image",
                 "check the type that is published on this topic",
             ) from None
-        stamp = seconds * 1_000_000_000 + nanoseconds
-        return cls(stamp, frame_id, width, height, encoding, serialised)
+        return cls(stamp, frame_id, width, height, encoding, big, step, data)
 
     @property
     def size(self) -> tuple[int, int]:
@@ -67,19 +68,38 @@ class RawImage:
         """A new header with the image's stamp and frame."""
         return Header(stamp=stamp_from_nanoseconds(self.stamp), frame_id=self.frame_id)
 
-    def decode(self) -> Image:
-        """The whole message."""
-        return deserialize_message(self.serialised, Image)
+
+def read_header(serialised: bytes) -> tuple[str, int, str, int]:
+    """Byte order ("<" or ">"), stamp in nanoseconds and frame id of a message that begins with a
+    header, and the offset behind it.
+
+    Raises:
+        IndexError, struct.error, UnicodeDecodeError: there is none.
+    """
+    order = "<" if serialised[1] & 1 else ">"
+    seconds, nanoseconds = struct.unpack_from(f"{order}iI", serialised, _PREAMBLE)
+    frame_id, end = read_string(serialised, _PREAMBLE + 8, order)
+    return order, seconds * 1_000_000_000 + nanoseconds, frame_id, end
 
 
-def _aligned(offset: int) -> int:
-    return _PREAMBLE + (offset - _PREAMBLE + 3) // 4 * 4
-
-
-def _string(data: bytes, offset: int, order: str) -> tuple[str, int]:
-    """A CDR string and the offset behind it."""
+def read_string(data: bytes, offset: int, order: str) -> tuple[str, int]:
+    """The CDR string at ``offset`` (aligned first) and the offset behind it."""
+    offset = _aligned(offset)
     (length,) = struct.unpack_from(f"{order}I", data, offset)
     end = offset + 4 + length
     if length == 0 or end > len(data):
         raise struct.error("string beyond the message")
     return data[offset + 4 : end - 1].decode(), end
+
+
+def read_bytes(data: bytes, offset: int, order: str) -> memoryview:
+    """The CDR byte sequence at ``offset`` (aligned first), not copied."""
+    offset = _aligned(offset)
+    (length,) = struct.unpack_from(f"{order}I", data, offset)
+    if offset + 4 + length > len(data):
+        raise struct.error("sequence beyond the message")
+    return memoryview(data)[offset + 4 : offset + 4 + length]
+
+
+def _aligned(offset: int) -> int:
+    return _PREAMBLE + (offset - _PREAMBLE + 3) // 4 * 4

@@ -10,17 +10,13 @@ from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from sensor_msgs.msg import CameraInfo, Image
+from sensor_msgs.msg import CameraInfo
 
 from ego_world_model.camera import PinholeCamera
-from ego_world_model.ros.conversions import (
-    MessageError,
-    camera_from_info,
-    nanoseconds,
-    rgb_from_image,
-)
+from ego_world_model.rectification import rectified
+from ego_world_model.ros.camera_frames import CameraFrame
+from ego_world_model.ros.conversions import MessageError, camera_from_info
 from ego_world_model.ros.motion_source import Motion
-from ego_world_model.ros.raw_image import RawImage
 
 Fit = TypeVar("Fit")
 
@@ -31,13 +27,14 @@ class MissingInput(MessageError):
 
 @dataclass(frozen=True)
 class Reference:
-    """A camera frame that a rollout starts from.
+    """A camera frame that a rollout starts from, rectified: the model knows no lens.
 
     Attributes:
         stamp: nanoseconds, the image's own.
         received: nanoseconds on the node's clock, when it arrived.
         frame_id: the camera's optical frame.
         image: (H, W, 3) uint8 RGB.
+        camera: the ideal pinhole that sees ``image``.
     """
 
     stamp: int
@@ -47,29 +44,18 @@ class Reference:
     camera: PinholeCamera
 
 
-def reference_from_messages(
-    image: Image, info: CameraInfo, *, received: int, image_topic: str, info_topic: str
+def reference_from_frame(
+    frame: CameraFrame, info: CameraInfo, *, received: int, info_topic: str
 ) -> Reference:
-    """Decode a frame and check that its intrinsics belong to it.
+    """Decode a frame, check that its intrinsics belong to it, and take the lens out of both.
 
     Raises:
         MessageError: unsupported encoding, broken image or calibration, or different sizes.
     """
     camera = camera_from_info(info, topic=info_topic)
-    if (camera.width, camera.height) != (image.width, image.height):
-        raise MessageError(
-            info_topic,
-            "width, height",
-            f"are {camera.width}x{camera.height} but {image_topic} is {image.width}x{image.height}",
-            "publish the CameraInfo of the images that are sent (same resolution)",
-        )
-    return Reference(
-        stamp=nanoseconds(image.header.stamp),
-        received=received,
-        frame_id=image.header.frame_id,
-        image=rgb_from_image(image, topic=image_topic),
-        camera=camera,
-    )
+    frame.check_size(camera, info_topic)
+    image, camera = rectified(frame.rgb(), camera)
+    return Reference(frame.stamp, received, frame.frame_id, image, camera)
 
 
 class ReferenceFrames:
@@ -84,11 +70,11 @@ class ReferenceFrames:
         self.image_topic = image_topic
         self.info_topic = info_topic
         self.received = 0
-        self._frames: deque[tuple[int, RawImage]] = deque(maxlen=64)
+        self._frames: deque[tuple[int, CameraFrame]] = deque(maxlen=64)
         self._info: CameraInfo | None = None
         self._lock = threading.Lock()
 
-    def add_image(self, message: RawImage, received: int) -> None:
+    def add_image(self, message: CameraFrame, received: int) -> None:
         """Take a frame that arrived at ``received`` nanoseconds on the node's clock."""
         with self._lock:
             self.received += 1
@@ -109,7 +95,7 @@ class ReferenceFrames:
             self._frames.clear()
             self._info = None
 
-    def candidates(self, now: int) -> list[tuple[int, RawImage]]:
+    def candidates(self, now: int) -> list[tuple[int, CameraFrame]]:
         """(received, image) of the frames that are new enough at ``now`` ns, newest first.
 
         Raises:
@@ -153,7 +139,9 @@ class ReferenceFrames:
         )[:2]
         return self.decode(received, image)
 
-    def newest_fitting(self, fit: Callable[[int, str], Fit], now: int) -> tuple[int, RawImage, Fit]:
+    def newest_fitting(
+        self, fit: Callable[[int, str], Fit], now: int
+    ) -> tuple[int, CameraFrame, Fit]:
         """(received, image, what ``fit`` made of it) of the newest frame that ``fit`` accepts.
 
         Args:
@@ -173,20 +161,14 @@ class ReferenceFrames:
         assert declined is not None  # candidates() never returns an empty list
         raise declined
 
-    def decode(self, received: int, image: RawImage) -> Reference:
+    def decode(self, received: int, image: CameraFrame) -> Reference:
         """The frame with the intrinsics that hold now.
 
         Raises:
-            MessageError: as :func:`reference_from_messages`.
+            MessageError: as :func:`reference_from_frame`.
         """
         with self._lock:
             info = self._info
         if info is None:
             raise RuntimeError("decode() before any CameraInfo: ask candidates() first")
-        return reference_from_messages(
-            image.decode(),
-            info,
-            received=received,
-            image_topic=self.image_topic,
-            info_topic=self.info_topic,
-        )
+        return reference_from_frame(image, info, received=received, info_topic=self.info_topic)

@@ -7,10 +7,11 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 from rclpy.node import Node
-from sensor_msgs.msg import CameraInfo, Image, JointState
+from sensor_msgs.msg import CameraInfo, JointState
 from trajectory_msgs.msg import JointTrajectory
 
 from ego_world_model.camera import CameraPose
@@ -18,14 +19,14 @@ from ego_world_model.hands import NUM_SLOTS, SLOT_NAMES
 from ego_world_model.kinematics import HandKinematics
 from ego_world_model.kinematics.joint_buffer import JointBuffer, Match, influential_joints
 from ego_world_model.msg import HandTrajectory
+from ego_world_model.ros.camera_frames import CameraFrame, CameraIntake
 from ego_world_model.ros.conversions import MessageError, nanoseconds
 from ego_world_model.ros.diagnostics import Diagnostics
 from ego_world_model.ros.input_watch import InputWatch
 from ego_world_model.ros.motion_source import HandMotion, JointPlan, Motion
 from ego_world_model.ros.qos import subscribe
-from ego_world_model.ros.raw_image import RawImage
 from ego_world_model.ros.reference_frames import MissingInput, Reference, ReferenceFrames
-from ego_world_model.ros.topics import CAMERA_INFO, IMAGE, JOINT_STATES, PLANNED
+from ego_world_model.ros.topics import CAMERA_INFO, JOINT_STATES, PLANNED
 
 MOTION_SOURCES = {
     "planned": PLANNED,
@@ -56,6 +57,7 @@ class RolloutInputs:
     """Subscribes to everything that a rollout starts from and puts it together on demand.
 
     Args:
+        images: how the camera's images come.
         motion_source: a key of :data:`MOTION_SOURCES`.
         kinematics: of the robot whose joints the graph speaks of; used from one thread only, the
             one that computes rollouts.
@@ -68,6 +70,7 @@ class RolloutInputs:
         node: Node,
         diagnostics: Diagnostics,
         *,
+        images: CameraIntake,
         motion_source: str,
         kinematics: HandKinematics,
         camera: CameraPose,
@@ -81,6 +84,7 @@ class RolloutInputs:
         self._diagnostics = diagnostics
         self._kinematics = kinematics
         self._camera = camera
+        self._images = images
         self._slot_names: tuple[str, ...] = SLOT_NAMES
         self._horizon = 0.0
         self._on_image = on_image
@@ -103,12 +107,12 @@ class RolloutInputs:
         self._joint_topic = node.resolve_topic_name(JOINT_STATES)
         self.frames = ReferenceFrames(
             max_age=max_staleness,
-            image_topic=node.resolve_topic_name(IMAGE),
+            image_topic=images.topic,
             info_topic=node.resolve_topic_name(CAMERA_INFO),
         )
         from_plan = motion_source == "planned"
         watched = {
-            IMAGE: "camera images",
+            images.topic: images.description,
             CAMERA_INFO: "camera calibration",
             topic: "planned joint trajectory" if from_plan else "hand trajectory",
         }
@@ -116,7 +120,7 @@ class RolloutInputs:
             watched[JOINT_STATES] = "joint states"
         self._watch = InputWatch(node, diagnostics, watched, after=silence_timeout)
         self._subscriptions = [
-            subscribe(node, Image, IMAGE, self._take_image, depth=2, raw=True),
+            images.subscribe(self._take_image, partial(reject, diagnostics), depth=2),
             subscribe(node, CameraInfo, CAMERA_INFO, self._take_info, depth=2),
             subscribe(
                 node,
@@ -186,14 +190,9 @@ class RolloutInputs:
 
     # ---------------------------------------------------------------- callbacks
 
-    def _take_image(self, serialised: bytes) -> None:
-        self._watch.seen(IMAGE)
+    def _take_image(self, image: CameraFrame) -> None:
+        self._watch.seen(self._images.topic)
         self._diagnostics.tick("images")
-        try:
-            image = RawImage.from_serialised(serialised, topic=self.frames.image_topic)
-        except MessageError as error:
-            reject(self._diagnostics, error)
-            return
         self.frames.add_image(image, self._now())
         self._on_image()
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from std_msgs.msg import Header
 
-from ego_world_model.camera import PinholeCamera
 from ego_world_model.hands import EXTRA_SLOTS, SLOT_NAMES, HandTrajectory
 from ego_world_model.msg import Rollout
 from ego_world_model.ros import quiet_threads  # noqa: F401  before torch
@@ -81,26 +80,6 @@ def model_slots(model: WorldModel) -> tuple[str, ...]:
     return SLOT_NAMES + tuple(model.config.extra_slots)
 
 
-def undistorted(trajectory: HandTrajectory, camera: PinholeCamera) -> HandTrajectory:
-    """The trajectory moved sideways so that an ideal pinhole sees each joint at the pixel where
-    this lens shows it; depths stay. The model knows no lens distortion.
-
-    Joints far outside the image stay as they are: a lens polynomial means nothing there.
-    """
-    if not camera.distortion:
-        return trajectory
-    ideal = replace(camera, distortion=())
-    positions = trajectory.positions.astype(np.float64)
-    seen = camera.project(positions)
-    margin = np.array([camera.width, camera.height]) * 0.25
-    with np.errstate(invalid="ignore"):
-        near = (seen > -margin) & (seen < (camera.width, camera.height) + margin)
-        near &= np.abs(seen - ideal.project(positions)) < margin
-    moved = ideal.unproject(np.nan_to_num(seen), positions[..., 2])
-    positions = np.where(near.all(axis=-1, keepdims=True), moved, positions)
-    return HandTrajectory(trajectory.times, positions, trajectory.valid, trajectory.camera_pose)
-
-
 def imagine(
     model: WorldModel,
     reference: Reference,
@@ -126,7 +105,7 @@ def imagine(
     sampling = sampling.with_seed()
     result = model.imagine(
         reference.image,
-        [undistorted(trajectory, reference.camera) for trajectory in trajectories],
+        trajectories,
         reference.camera.matrix,
         prompt=sampling.prompt,
         guidance=sampling.guidance,

@@ -19,10 +19,11 @@ from numpy.typing import NDArray
 from rclpy.clock import Clock
 from rclpy.clock_type import ClockType
 from rclpy.node import Node
-from sensor_msgs.msg import CameraInfo, Image
+from sensor_msgs.msg import CameraInfo
 
 from ego_world_model import msg
 from ego_world_model.hands import EXTRA_SLOTS, SLOT_NAMES, HandJoints, HandTrajectory
+from ego_world_model.ros.camera_frames import CameraFrame, CameraIntake
 from ego_world_model.ros.conversions import (
     MessageError,
     camera_from_info,
@@ -35,15 +36,12 @@ from ego_world_model.ros.diagnostics import Diagnostics
 from ego_world_model.ros.input_watch import SIMULATION_HINT
 from ego_world_model.ros.parameters import declare
 from ego_world_model.ros.qos import subscribe
-from ego_world_model.ros.raw_image import RawImage
 from ego_world_model.ros.run import StartError, run_node
+from ego_world_model.ros.topics import CAMERA_INFO, HAND_JOINTS
 
 if TYPE_CHECKING:
     from ego_world_model.ui.page import ViewerPage
 
-IMAGE = "camera/color/image_raw"
-CAMERA_INFO = "camera/color/camera_info"
-HANDS = "hands/joints"
 PREDICTED = "hands/predicted"
 ROLLOUT = "imagined/rollout"
 DIAGNOSTICS = "/diagnostics"
@@ -90,10 +88,11 @@ class ViewerNode(Node):
             self, "title", "", "heading; empty: the embodiment's name", read_only=True
         )
         self._diagnostics = Diagnostics(self)
+        self._camera = CameraIntake(self)
         self._period = 0.9 / rate
-        self._images: deque[RawImage] = deque(maxlen=15)
+        self._images: deque[CameraFrame] = deque(maxlen=15)
         self._subscriptions_kept: list[Any] = []
-        self._meters = {topic: Meter() for topic in (IMAGE, HANDS, ROLLOUT)}
+        self._meters = {topic: Meter() for topic in (self._camera.topic, HAND_JOINTS, ROLLOUT)}
         self._troubles: dict[str, tuple[float, str]] = {}
         self._hands_delay = 0.0
         self._last_live = self._last_paired = -math.inf
@@ -148,9 +147,9 @@ class ViewerNode(Node):
         for meter in self._meters.values():
             meter.reset()
         self._subscriptions_kept = [
-            subscribe(self, Image, IMAGE, self._guard(self._on_image), raw=True),
+            self._camera.subscribe(self._guard(self._on_image), self._reject),
             subscribe(self, CameraInfo, CAMERA_INFO, self._guard(self._on_info)),
-            subscribe(self, msg.HandJoints, HANDS, self._guard(self._on_hands)),
+            subscribe(self, msg.HandJoints, HAND_JOINTS, self._guard(self._on_hands)),
             subscribe(self, msg.Rollout, ROLLOUT, self._guard(self._on_rollout), depth=2),
             subscribe(self, msg.HandTrajectory, PREDICTED, self._guard(self._on_motion), depth=2),
             subscribe(self, DiagnosticArray, DIAGNOSTICS, self._on_diagnostics, depth=50),
@@ -164,16 +163,18 @@ class ViewerNode(Node):
             try:
                 handle(message)
             except ValueError as error:  # MessageError, and what the page refuses
-                self._diagnostics.warn("messages rejected", str(error))
+                self._reject(error)
 
         return callback
 
+    def _reject(self, error: ValueError) -> None:
+        self._diagnostics.warn("messages rejected", str(error))
+
     # ------------------------------------------------------------------ inputs
 
-    def _on_image(self, serialised: bytes) -> None:
-        image = RawImage.from_serialised(serialised, topic=self.resolve_topic_name(IMAGE))
+    def _on_image(self, image: CameraFrame) -> None:
         now = time.monotonic()
-        self._meters[IMAGE].tick(now)
+        self._meters[self._camera.topic].tick(now)
         self._images.append(image)
         if now - self._last_paired > _UNPAIRED_AFTER:
             self._show_live(image, None)
@@ -184,7 +185,7 @@ class ViewerNode(Node):
 
     def _on_hands(self, message: msg.HandJoints) -> None:
         now = time.monotonic()
-        self._meters[HANDS].tick(now)
+        self._meters[HAND_JOINTS].tick(now)
         stamp = nanoseconds(message.header.stamp)
         self._hands_delay = (self.get_clock().now().nanoseconds - stamp) * 1e-9
         if not self._title and message.embodiment:
@@ -195,7 +196,7 @@ class ViewerNode(Node):
             self._last_paired = now
             self._show_live(image, message)
 
-    def _show_live(self, image: RawImage, message: msg.HandJoints | None) -> None:
+    def _show_live(self, image: CameraFrame, message: msg.HandJoints | None) -> None:
         """Hands an image to the page, no more often than the page sends them."""
         from ego_world_model.ui.page import LiveView
 
@@ -203,11 +204,11 @@ class ViewerNode(Node):
         if now - self._last_live < self._period:
             return
         self._last_live = now
-        pixels = rgb_from_image(image.decode(), topic=self.resolve_topic_name(IMAGE))
+        pixels = image.rgb()
         if message is None:
             self._page.show_live(LiveView(pixels))
             return
-        hands, where, seen = drawable(message, topic=self.resolve_topic_name(HANDS))
+        hands, where, seen = drawable(message, topic=self.resolve_topic_name(HAND_JOINTS))
         self._page.show_live(LiveView(pixels, hands, where, seen))
 
     def _on_rollout(self, message: msg.Rollout) -> None:
@@ -258,8 +259,8 @@ class ViewerNode(Node):
         now = time.monotonic()
         rates = {topic: meter.rate(now) for topic, meter in self._meters.items()}
         rows = {
-            "Camera": f"{rates[IMAGE]:.1f} Hz",
-            "Hands": f"{rates[HANDS]:.1f} Hz",
+            "Camera": f"{rates[self._camera.topic]:.1f} Hz",
+            "Hands": f"{rates[HAND_JOINTS]:.1f} Hz",
             "Hands are": age(self._hands_delay),
             "Rollouts": f"{rates[ROLLOUT]:.2f} Hz" if rates[ROLLOUT] else "none yet",
         }
@@ -272,7 +273,7 @@ class ViewerNode(Node):
         if silent:
             names = ", ".join(self.resolve_topic_name(topic) for topic in silent)
             messages.append(f"Nothing on {names}.")
-        if IMAGE in silent:
+        if self._camera.topic in silent:
             messages.append(f"To see something, {SIMULATION_HINT}.")
         self._page.show_status(rows, "\n\n".join(f"⚠ {text}" for text in dict.fromkeys(messages)))
 

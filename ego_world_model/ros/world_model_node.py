@@ -17,6 +17,7 @@ from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackRet
 
 from ego_world_model.embodiment import load_embodiment
 from ego_world_model.kinematics import HandKinematics
+from ego_world_model.ros.camera_frames import CameraIntake
 from ego_world_model.ros.camera_mount import declare_camera_mount
 from ego_world_model.ros.conversions import MessageError
 from ego_world_model.ros.diagnostics import ERROR, Diagnostics
@@ -58,6 +59,7 @@ class WorldModelNode(LifecycleNode):
             raise StartError(f"parameter 'embodiment': {error}") from None
         self._kinematics = HandKinematics(robot)
         self._mount = declare_camera_mount(self, robot)
+        self._images = CameraIntake(self)
         self._inputs: RolloutInputs | None = None
         self._diagnostics.value("checkpoint", self._settings.checkpoint)
         self._diagnostics.value("state", "unconfigured")
@@ -146,6 +148,7 @@ class WorldModelNode(LifecycleNode):
         self._inputs = RolloutInputs(
             self,
             self._diagnostics,
+            images=self._images,
             motion_source=settings.motion_source,
             kinematics=self._kinematics,
             camera=self._mount,

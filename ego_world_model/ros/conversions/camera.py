@@ -7,9 +7,10 @@ from sensor_msgs.msg import CameraInfo
 from std_msgs.msg import Header
 
 from ego_world_model.camera import PinholeCamera
+from ego_world_model.lens import DISTORTION_MODELS
 from ego_world_model.ros.conversions.errors import MessageError
 
-_PLUMB_BOB = ("plumb_bob", "")
+_NO_LENS = ("", "none")  # what drivers without a lens model write beside zeros
 
 
 def camera_from_info(message: CameraInfo, *, topic: str = "camera_info") -> PinholeCamera:
@@ -30,19 +31,29 @@ def camera_from_info(message: CameraInfo, *, topic: str = "camera_info") -> Pinh
             "publish a calibrated CameraInfo (camera_calibration writes one)",
         )
     distortion = np.asarray(message.d, dtype=np.float64)
-    plumb_bob = message.distortion_model in _PLUMB_BOB or (
-        message.distortion_model == "rational_polynomial" and not distortion[5:].any()
-    )
-    if distortion.any() and not plumb_bob:
+    model = message.distortion_model
+    if model in _NO_LENS and (model == "" or not distortion.any()):
+        model = "plumb_bob"
+    if model not in DISTORTION_MODELS:
         raise MessageError(
             topic,
             "distortion_model",
-            f"{message.distortion_model!r} is not supported",
-            "publish plumb_bob coefficients (k1, k2, p1, p2, k3) or rectified images",
+            f"{model!r} is not supported",
+            f"publish one of {', '.join(DISTORTION_MODELS)}, or rectified images with zero d",
         )
+    most = max(DISTORTION_MODELS[model])
+    if distortion[most:].any():
+        raise MessageError(
+            topic,
+            "d",
+            f"holds {len(distortion)} coefficients but {model} has {most}",
+            "calibrate without thin-prism and tilt terms, or publish rectified images with zero d",
+        )
+    if model != "plumb_bob":  # trailing zeros may be left out
+        distortion = np.pad(distortion, (0, max(0, most - len(distortion))))
     try:
         camera = PinholeCamera.from_matrix(
-            k, int(message.width), int(message.height), distortion[:5]
+            k, int(message.width), int(message.height), distortion[:most], model=model
         )
     except ValueError as error:
         raise MessageError(
@@ -60,13 +71,14 @@ def camera_from_info(message: CameraInfo, *, topic: str = "camera_info") -> Pinh
 def info_from_camera(camera: PinholeCamera, *, header: Header | None = None) -> CameraInfo:
     """A CameraInfo for an image of exactly the camera's size: no binning, no region."""
     coefficients = list(camera.distortion) or [0.0] * 5
-    coefficients += [0.0] * (5 - len(coefficients))
+    if camera.distortion_model == "plumb_bob":
+        coefficients += [0.0] * (5 - len(coefficients))
     k = camera.matrix
     return CameraInfo(
         header=Header() if header is None else header,
         width=camera.width,
         height=camera.height,
-        distortion_model="plumb_bob",
+        distortion_model=camera.distortion_model,
         d=coefficients,
         k=k.ravel(),
         r=np.eye(3).ravel(),

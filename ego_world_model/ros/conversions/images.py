@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from array import array
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +12,18 @@ from sensor_msgs.msg import Image
 from std_msgs.msg import Header
 
 from ego_world_model.ros.conversions.errors import MessageError
+
+
+class ImageFields(Protocol):
+    """What is read of an image: a sensor_msgs/Image, or a ``RawImage``."""
+
+    height: int
+    width: int
+    encoding: str
+    is_bigendian: int
+    step: int
+    data: Any
+
 
 _FORMATS: dict[str, tuple[type[np.generic], int]] = {
     "rgb8": (np.uint8, 3),
@@ -44,7 +57,7 @@ _GREY = ("mono8", "8UC1", "mono16")
 _DEPTH_TO_METRES = {"16UC1": 1e-3, "mono16": 1e-3, "32FC1": 1.0}
 
 
-def array_from_image(message: Image, *, topic: str = "image") -> NDArray[np.generic]:
+def array_from_image(message: ImageFields, *, topic: str = "image") -> NDArray[np.generic]:
     """An image message as (H, W) or (H, W, C), in its own encoding and native byte order.
 
     The array shares the message's memory where padding and byte order allow it; treat it as
@@ -58,8 +71,8 @@ def array_from_image(message: Image, *, topic: str = "image") -> NDArray[np.gene
             topic,
             "encoding",
             f"{message.encoding!r} is not supported",
-            f"publish one of {', '.join(SUPPORTED_ENCODINGS)} (for a compressed or Bayer stream, "
-            "subscribe to the driver's decoded colour topic)",
+            f"publish one of {', '.join(SUPPORTED_ENCODINGS)} (for a Bayer stream, subscribe "
+            "to the driver's decoded colour topic)",
         )
     kind, channels = _FORMATS[message.encoding]
     height, width, step = int(message.height), int(message.width), int(message.step)
@@ -97,7 +110,7 @@ def array_from_image(message: Image, *, topic: str = "image") -> NDArray[np.gene
     return pixels if dtype.isnative else pixels.astype(dtype.newbyteorder("="))
 
 
-def rgb_from_image(message: Image, *, topic: str = "image") -> NDArray[np.uint8]:
+def rgb_from_image(message: ImageFields, *, topic: str = "image") -> NDArray[np.uint8]:
     """An image message as (H, W, 3) uint8 RGB, contiguous; grey images repeat their channel.
 
     Raises:
@@ -121,7 +134,7 @@ def rgb_from_image(message: Image, *, topic: str = "image") -> NDArray[np.uint8]
     )
 
 
-def depth_from_image(message: Image, *, topic: str = "depth image") -> NDArray[np.float32]:
+def depth_from_image(message: ImageFields, *, topic: str = "depth image") -> NDArray[np.float32]:
     """A depth message as (H, W) float32 metres; 0 where the camera saw no depth (REP-118).
 
     Raises:
@@ -136,7 +149,8 @@ def depth_from_image(message: Image, *, topic: str = "depth image") -> NDArray[n
         )
     depth = array_from_image(message, topic=topic).astype(np.float32)
     depth *= np.float32(_DEPTH_TO_METRES[message.encoding])
-    depth[~np.isfinite(depth)] = 0.0
+    if message.encoding == "32FC1":
+        depth[~np.isfinite(depth)] = 0.0
     return depth
 
 
