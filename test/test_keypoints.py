@@ -1,6 +1,7 @@
 """The keypoint estimator learns what it is shown, and its labels mean what they say."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -18,7 +19,13 @@ from ego_world_model.perception import (
 )
 from ego_world_model.perception.estimator import STRIDE, cell_centres, decode_keypoints
 from ego_world_model.perception.frames import LabelledFrames, mirrored
-from ego_world_model.training.keypoints import estimator_loss, measure, train_keypoints
+from ego_world_model.training.keypoints import (
+    KeypointTrainer,
+    KeypointTraining,
+    estimator_loss,
+    measure,
+    train_keypoints,
+)
 
 CONFIG = EstimatorConfig(synthetic_scenes.SLOTS, channels=(32, 48, 64))
 
@@ -126,11 +133,28 @@ def test_without_depth_a_finger_in_front_hides_a_joint():
     assert np.flatnonzero(visible[0]).tolist() == [0, 5, 8, 12]
 
 
-def test_a_run_is_described_by_a_file_and_leaves_a_checkpoint(tmp_path):
+def test_further_slots_leave_what_is_known_alone(frames):
+    """An estimator of one robot becomes the start for another with more fingers."""
+    torch.manual_seed(0)
+    estimator = KeypointEstimator(CONFIG)
+    larger = estimator.with_slots(("left_pinky_tip", "right_pinky_tip", "left_wrist"))
+    added = {"left_pinky_tip", "right_pinky_tip"}
+    assert set(larger.config.slots) == {*CONFIG.slots, *added}
+    assert list(larger.config.slot_numbers) == sorted(larger.config.slot_numbers)
+    images = frames.images.numpy()[:4]
+    before, after = estimator(images), larger(images)
+    columns = [larger.config.slots.index(name) for name in CONFIG.slots]
+    assert np.array_equal(after.classes, before.classes)
+    assert np.abs(after.pixels[:, columns] - before.pixels).max() < 1e-3
+    assert estimator.with_slots(CONFIG.slots[:2]) is estimator
+
+
+def dataset(folder, embodiment, without=()):
+    """Three short drawn episodes of a robot that lacks some of the slots."""
     first = synthetic_scenes.episode(0, frames=8)
     with DatasetWriter(
-        tmp_path / "data",
-        embodiment=first.embodiment,
+        folder,
+        embodiment=embodiment,
         fps=first.fps,
         camera=first.camera,
         joint_names=first.joint_names,
@@ -139,11 +163,50 @@ def test_a_run_is_described_by_a_file_and_leaves_a_checkpoint(tmp_path):
         depth=False,
     ) as writer:
         for seed in range(3):
-            writer.write(synthetic_scenes.episode(seed, frames=8))
+            episode = synthetic_scenes.episode(seed, frames=8)
+            lacks = np.array([any(word in name for word in without) for name in episode.slot_names])
+            valid = episode.hand_valid & ~lacks
+            writer.write(replace(episode, embodiment=embodiment, hand_valid=valid))
+    return str(folder)
+
+
+def test_a_run_on_two_robots_has_the_slots_of_both_and_measures_each(tmp_path):
+    """A slot that one robot lacks is learned from the other; errors are told robot by robot."""
     config = tmp_path / "run.yaml"
-    settings = {"data": str(tmp_path / "data"), "output": str(tmp_path / "out"), "steps": 2}
+    settings = {
+        "data": [
+            dataset(tmp_path / "three", "three_fingers"),
+            dataset(tmp_path / "two", "two_fingers", without=("middle",)),
+        ],
+        "output": str(tmp_path / "out"),
+        "steps": 2,
+        "batch_size": 4,
+        "validation_episodes": 1,
+    }
+    config.write_text(yaml.safe_dump(settings))
+    trainer = KeypointTrainer(KeypointTraining.from_yaml(config))
+    middle = [k for k, name in enumerate(trainer.estimator.config.slots) if "middle" in name]
+    assert middle and not trainer.validation["two_fingers"].visible[:, middle].any()
+    assert trainer.validation["three_fingers"].visible[:, middle].any()
+    report = trainer.train()
+    assert set(report) == {"three_fingers", "two_fingers"}
+    assert report["two_fingers"] != report["three_fingers"]
+    estimator = KeypointEstimator.from_pretrained(tmp_path / "out")
+    assert set(estimator.config.slots) == set(synthetic_scenes.SLOTS)
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "2 of three_fingers, 2 of two_fingers" in card
+
+    config.write_text(yaml.safe_dump(settings | {"validation_episodes": 3}))
+    with pytest.raises(ValueError, match="has 3 episodes, too few"):
+        train_keypoints(config)
+
+
+def test_a_run_is_described_by_a_file_and_leaves_a_checkpoint(tmp_path):
+    config = tmp_path / "run.yaml"
+    data = dataset(tmp_path / "data", "synthetic")
+    settings = {"data": data, "output": str(tmp_path / "out"), "steps": 2}
     config.write_text(yaml.safe_dump({**settings, "batch_size": 4, "validation_episodes": 1}))
-    report = train_keypoints(config)
+    (report,) = train_keypoints(config).values()
     assert set(report) >= {"keypoint_error_px", "hand_iou", "objects_iou"}
     estimator = KeypointEstimator.from_pretrained(tmp_path / "out")
     assert set(estimator.config.slots) == set(synthetic_scenes.SLOTS)

@@ -8,7 +8,8 @@ sub-cell offset; segmentation is predicted at full resolution through a pixel sh
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -194,7 +195,7 @@ class KeypointEstimator:
 
     @classmethod
     def from_pretrained(cls, folder: str | Path | None = None) -> KeypointEstimator:
-        """The estimator in a checkpoint folder; without one, the estimator shipped for Dex3 hands.
+        """The estimator in a checkpoint folder; without one, that for Dex3 and Inspire hands.
 
         Raises:
             FileNotFoundError: if config.json or model.safetensors is missing.
@@ -214,6 +215,28 @@ class KeypointEstimator:
         except RuntimeError as error:
             raise ValueError(f"weights in {folder} do not fit its config.json: {error}") from error
         return cls(config, network)
+
+    def with_slots(self, names: Sequence[str]) -> KeypointEstimator:
+        """This estimator with further slots, to be trained on: what it knows is kept, the heatmaps
+        of slots that it lacked are random. Its own slots stay, also those not in ``names``.
+        """
+        wanted = {*self.config.slots, *names}
+        slots = tuple(name for name in SLOT_NAMES if name in wanted)
+        if slots == self.config.slots:
+            return self
+        larger = KeypointEstimator(replace(self.config, slots=slots))
+        state, own = larger.network.state_dict(), self.network.state_dict()
+        row = torch.tensor([slots.index(name) for name in self.config.slots])
+        # Rows of the head: a heatmap for each slot, then an offset (u, v) for each.
+        offset = len(slots) + 2 * row[:, None] + torch.arange(2)
+        rows = torch.cat([row, offset.flatten()])
+        for name, value in own.items():
+            if name.startswith("keypoints."):
+                state[name][rows] = value
+            else:
+                state[name] = value
+        larger.network.load_state_dict(state)
+        return larger
 
     def save(self, folder: str | Path) -> None:
         """Write config.json and model.safetensors."""

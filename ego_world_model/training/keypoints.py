@@ -1,4 +1,4 @@
-"""Training of the keypoint and segmentation estimator on simulated frames.
+"""Training of the keypoint and segmentation estimator on simulated frames of one or several robots.
 
 One file in, one checkpoint folder out; every minute the folder is written anew, so that a run that
 is cut short still leaves an estimator. The run ends at ``steps`` or ``minutes``, whichever comes
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -19,7 +20,7 @@ import typer
 import yaml
 from torch import Tensor
 
-from ego_world_model.data import DatasetReader
+from ego_world_model.data import DatasetReader, Episode
 from ego_world_model.hands import NUM_SLOTS, SLOT_NAMES
 from ego_world_model.perception.estimator import (
     STRIDE,
@@ -29,28 +30,34 @@ from ego_world_model.perception.estimator import (
 )
 from ego_world_model.perception.frames import LabelledFrames, augmented_images, mirrored
 
+Report = dict[str, dict[str, float]]
+"""{robot: what ``measure`` says of its frames}"""
+
 
 @dataclass(frozen=True)
 class KeypointTraining:
     """A training run of the estimator.
 
     Attributes:
-        data: dataset folder with masks (training split); image size and slots come from it.
+        data: dataset folders with masks (training split); image size and slots come from them. A
+            robot's slots that another lacks are learned from the first alone.
         output: checkpoint folder to write.
         steps, minutes: the run ends at whichever comes first.
         batch_size: frames per step; half of each batch is mirrored.
         learning_rate: peak of AdamW's rate, after ``warmup`` steps; cosine to zero from there.
-        validation: dataset folder to measure on; empty measures on the last episodes of ``data``.
-        validation_episodes: how many episodes are measured on (and, of ``data``, not trained on).
-        max_episodes: use only the first so many episodes (0: all).
+        validation: dataset folders to measure on, each robot apart; empty measures on the last
+            episodes of each of ``data``.
+        validation_episodes: how many episodes of each folder are measured on (and, of ``data``,
+            not trained on).
+        max_episodes: use only the first so many episodes of each folder (0: all).
         frame_stride: use every so many frames of an episode; neighbours are nearly alike.
         checkpoint_seconds: between checkpoints.
         threads: of torch (0: torch's own choice).
-        initial: checkpoint folder to start from, or empty.
+        initial: checkpoint folder to start from, or empty; slots that it lacks are added.
         seed: of weights, batches and augmentation.
     """
 
-    data: Path
+    data: tuple[Path, ...]
     output: Path
     steps: int = 4000
     minutes: float = 20.0
@@ -58,7 +65,7 @@ class KeypointTraining:
     learning_rate: float = 2e-3
     warmup: int = 100
     weight_decay: float = 1e-4
-    validation: str = ""
+    validation: tuple[Path, ...] = ()
     validation_episodes: int = 24
     max_episodes: int = 0
     frame_stride: int = 2
@@ -69,7 +76,7 @@ class KeypointTraining:
 
     @classmethod
     def from_yaml(cls, path: str | Path) -> KeypointTraining:
-        """Read a run from a YAML mapping of this class's fields.
+        """Read a run from a YAML mapping of this class's fields; one dataset needs no list.
 
         Raises:
             ValueError: naming a field that is unknown or missing.
@@ -85,7 +92,13 @@ class KeypointTraining:
                 f"{path}: unknown fields {unknown}, missing fields {missing}; known fields are "
                 f"{', '.join(sorted(known))}"
             )
-        values["data"], values["output"] = Path(values["data"]), Path(values["output"])
+        for name in ("data", "validation"):
+            folders = values.get(name) or ()
+            folders = (folders,) if isinstance(folders, str) else folders
+            values[name] = tuple(Path(folder) for folder in folders)
+        if not values["data"]:
+            raise ValueError(f"{path}: data names no dataset folder")
+        values["output"] = Path(values["output"])
         return cls(**values)
 
 
@@ -143,45 +156,37 @@ class KeypointTrainer:
             torch.set_num_threads(run.threads)
         torch.manual_seed(run.seed)
         self.generator = torch.Generator().manual_seed(run.seed)
-        reader = DatasetReader(run.data)
-        count = min(len(reader), run.max_episodes or len(reader))
-        held = DatasetReader(run.validation) if run.validation else reader
-        split = count if run.validation else count - run.validation_episodes
-        held_first = 0 if run.validation else split
-        if split < 1 or len(held) < held_first + run.validation_episodes:
-            raise ValueError(
-                f"{run.data} gives {count} episodes to train on and "
-                f"{run.validation or 'its own end'} too few to measure {run.validation_episodes} "
-                "episodes; lower validation_episodes or simulate more"
-            )
-        first = reader.episode(0)
-        # Only joints that the robot has can be learned, so its valid slots are the estimator's.
-        names = [SLOT_NAMES[i] for i in np.flatnonzero(first.hand_valid.any(0)[:NUM_SLOTS])]
-        config = EstimatorConfig(tuple(names), first.camera.width, first.camera.height)
-        self.estimator = (
-            KeypointEstimator.from_pretrained(run.initial)
-            if run.initial
-            else KeypointEstimator(config)
-        )
+        readers = [DatasetReader(folder) for folder in run.data]
+        self.training = [_Span(r, 0, min(len(r), run.max_episodes or len(r))) for r in readers]
+        held = [
+            _Span(DatasetReader(folder), 0, run.validation_episodes) for folder in run.validation
+        ]
+        if not held:
+            held = [span.last(run.validation_episodes) for span in self.training]
+            self.training = [span.without_last(run.validation_episodes) for span in self.training]
+        for span in (*self.training, *held):
+            span.check()
+        self.estimator = _estimator(run, readers)
         config = self.estimator.config
-        self.episodes = split
         self.frames = LabelledFrames.from_episodes(
-            (reader.episode(i) for i in range(split)), config, stride=run.frame_stride
+            _episodes(self.training), config, stride=run.frame_stride
         )
-        self.validation = LabelledFrames.from_episodes(
-            (held.episode(held_first + i) for i in range(run.validation_episodes)),
-            config,
-            stride=4,
-        )
+        self.validation = {
+            robot: LabelledFrames.from_episodes(
+                _episodes(span for span in held if span.robot == robot), config, stride=4
+            )
+            for robot in dict.fromkeys(span.robot for span in held)
+        }
         self.optimizer = torch.optim.AdamW(
             self.estimator.network.parameters(), lr=0.0, weight_decay=run.weight_decay
         )
 
-    def train(self) -> dict[str, float]:
-        """Train to the end; returns the last measurement, also in the checkpoint's metrics.json."""
+    def train(self) -> Report:
+        """Train to the end; returns the last measurement, also in training_log.jsonl."""
         run = self.run
         begin = saved = time.monotonic()
-        typer.echo(f"{len(self.frames)} training and {len(self.validation)} validation frames")
+        held = ", ".join(f"{len(frames)} of {robot}" for robot, frames in self.validation.items())
+        typer.echo(f"{len(self.frames)} training frames; validation frames: {held}")
         step = 0
         while True:
             elapsed = time.monotonic() - begin
@@ -217,21 +222,34 @@ class KeypointTrainer:
         self.optimizer.step()
         return {name: float(loss.detach()) for name, loss in losses.items()}
 
-    def _checkpoint(self, step: int, elapsed: float, losses: dict[str, float]) -> dict[str, float]:
-        report = measure(self.estimator, self.validation)
-        record = {"step": step, "seconds": round(elapsed, 1), **losses, **report}
+    def _checkpoint(self, step: int, elapsed: float, losses: dict[str, float]) -> Report:
+        report = {
+            robot: measure(self.estimator, frames) for robot, frames in self.validation.items()
+        }
+        record = {"step": step, "seconds": round(elapsed, 1), **losses}
         output = self.run.output
         self.estimator.save(output)
         with (output / "training_log.jsonl").open("a") as log:
-            log.write(json.dumps(record) + "\n")
-        (output / "README.md").write_text(self._card(record))
-        typer.echo(" ".join(f"{name} {value:.4g}" for name, value in record.items()))
+            log.write(json.dumps(record | {"validation": report}) + "\n")
+        (output / "README.md").write_text(self._card(record, report))
+        typer.echo(_in_line(record))
+        for robot, measured in report.items():
+            typer.echo(f"  {robot}: {_in_line(measured)}")
         return report
 
-    def _card(self, record: dict[str, float]) -> str:
+    def _card(self, record: dict[str, float], report: Report) -> str:
         config = self.estimator.config
         count = sum(p.numel() for p in self.estimator.network.parameters())
-        rows = "\n".join(f"| {name} | {value:.4g} |" for name, value in record.items())
+        trained = ", ".join(
+            f"{sum(len(span) for span in self.training if span.robot == robot)} of {robot}"
+            for robot in dict.fromkeys(span.robot for span in self.training)
+        )
+        measured = ", ".join(f"{len(f)} of {robot}" for robot, f in self.validation.items())
+        names = next(iter(report.values()))
+        rows = "\n".join(
+            f"| {name} | {' | '.join(f'{values[name]:.4g}' for values in report.values())} |"
+            for name in names
+        )
         settings = {
             k: v
             for k, v in asdict(self.run).items()
@@ -242,18 +260,70 @@ class KeypointTrainer:
             f"Finds {len(config.slots)} hand slots and the classes {', '.join(config.classes)} in "
             f"single {config.width}x{config.height} frames ({count / 1e6:.2f} M parameters). "
             "Trained on simulated frames only; it measures imagined frames and steers nothing.\n\n"
-            f"Data: {self.episodes} simulated episodes ({len(self.frames)} frames); measured on "
-            f"{self.run.validation_episodes} other episodes ({len(self.validation)} frames), "
-            "keypoints on joints that can be seen.\n\n"
-            f"| at the end of training | |\n|---|---|\n{rows}\n\n"
+            f"Data: simulated episodes, {trained} ({len(self.frames)} frames); measured on "
+            f"other frames, {measured}, keypoints on joints that can be seen. Slots that a robot "
+            "does not have are neither learned from it nor counted.\n\n"
+            f"| at the end of training | {' | '.join(report)} |\n|---|{'---|' * len(report)}\n"
+            f"{rows}\n\n"
+            f"{_in_line(record)}\n\n"
             f"Settings: `{json.dumps(settings)}`\n\n"
-            "Limits: one robot hand, one simulator; a joint that cannot be seen is guessed. Two "
-            "kinds of object (manipulated and other) are one class, since a single frame does not "
-            "tell them apart.\n"
+            f"Limits: simulated {' and '.join(report)} only; a joint that cannot be seen is "
+            "guessed. Two kinds of object (manipulated and other) are one class, since a single "
+            "frame does not tell them apart.\n"
         )
 
 
-def train_keypoints(config: Path) -> dict[str, float]:
+@dataclass(frozen=True)
+class _Span:
+    """Episodes ``first`` up to ``stop`` of a dataset."""
+
+    reader: DatasetReader
+    first: int
+    stop: int
+
+    def __len__(self) -> int:
+        return max(0, self.stop - self.first)
+
+    @property
+    def robot(self) -> str:
+        return self.reader.spec.embodiment
+
+    def last(self, count: int) -> _Span:
+        return _Span(self.reader, self.stop - count, self.stop)
+
+    def without_last(self, count: int) -> _Span:
+        return _Span(self.reader, self.first, self.stop - count)
+
+    def check(self) -> None:
+        """Refuse what the dataset does not hold."""
+        if self.first < 0 or self.stop > len(self.reader) or not len(self):
+            raise ValueError(
+                f"{self.reader.root} has {len(self.reader)} episodes, too few to train and to "
+                "measure on; lower validation_episodes or simulate more"
+            )
+
+
+def _episodes(spans: Iterable[_Span]) -> Iterator[Episode]:
+    return (span.reader.episode(i) for span in spans for i in range(span.first, span.stop))
+
+
+def _estimator(run: KeypointTraining, readers: Sequence[DatasetReader]) -> KeypointEstimator:
+    """The estimator to start with. Only joints that one of the robots has can be learned, so these
+    are its slots."""
+    firsts = [reader.episode(0, stop=1, images=False, masks=False) for reader in readers]
+    valid = np.any([first.hand_valid[0, :NUM_SLOTS] for first in firsts], axis=0)
+    names = tuple(SLOT_NAMES[i] for i in np.flatnonzero(valid))
+    if run.initial:
+        return KeypointEstimator.from_pretrained(run.initial).with_slots(names)
+    camera = firsts[0].camera
+    return KeypointEstimator(EstimatorConfig(names, camera.width, camera.height))
+
+
+def _in_line(values: dict[str, float]) -> str:
+    return " ".join(f"{name} {value:.4g}" for name, value in values.items())
+
+
+def train_keypoints(config: Path) -> Report:
     """Run the training that a YAML file describes; returns the last measurement."""
     if not config.is_file():
         raise FileNotFoundError(
