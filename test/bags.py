@@ -21,6 +21,7 @@ from ego_world_model.embodiment import Embodiment
 START = 1_700_000_000_000_000_000
 STORE = typestore()
 IMAGE_TOPIC, INFO_TOPIC = "/camera/color/image_raw", "/camera/color/camera_info"
+DEPTH_TOPIC = "/camera/aligned_depth_to_color/image_raw"
 DISTORTION = (0.1, -0.05, 0.001, 0.002, 0.01)
 
 
@@ -53,6 +54,23 @@ def compressed_image(stamp: int, image: NDArray[np.uint8], kind: str) -> Any:
     data = np.frombuffer(buffer.getvalue(), np.uint8)
     text = f"rgb8; {kind.lower()} compressed bgr8"
     return make("sensor_msgs/msg/CompressedImage", header(stamp), text, data)
+
+
+def depth_image(stamp: int, millimetres: NDArray[np.uint16], encoding: str = "16UC1") -> Any:
+    """A sensor_msgs/Image of depth, in millimetres (16UC1) or metres (32FC1)."""
+    pixels = millimetres
+    if encoding == "32FC1":
+        pixels = np.where(millimetres > 0, millimetres * 1e-3, np.nan).astype(np.float32)
+    rows = pixels.reshape(len(pixels), -1).view(np.uint8)
+    size = (pixels.shape[0], pixels.shape[1])
+    return make(
+        "sensor_msgs/msg/Image", header(stamp), *size, encoding, 0, rows.shape[1], rows.ravel()
+    )
+
+
+def text(words: str) -> Any:
+    """A std_msgs/String."""
+    return make("std_msgs/msg/String", words)
 
 
 def camera_info(stamp: int, width: int = WIDTH, height: int = HEIGHT) -> Any:
@@ -210,6 +228,23 @@ def camera_messages(
         if info:
             out.append((seconds + delay, INFO_TOPIC, camera_info(stamp(seconds))))
     return out
+
+
+def distance(number: int) -> NDArray[np.uint16]:
+    """(H, W) millimetres that say which frame it is; unknown (0) in the first columns."""
+    depth = np.full((HEIGHT, WIDTH), 500 + 10 * number, np.uint16)
+    depth[:, :5] = 0
+    return depth
+
+
+def depth_messages(
+    times: Iterable[float], *, encoding: str = "16UC1", late: float = 0.0, delay: float = 0.02
+) -> list[Message]:
+    """Depth images of the frames at ``times``, stamped ``late`` seconds after them."""
+    return [
+        (t + delay, DEPTH_TOPIC, depth_image(stamp(t + late), distance(number), encoding))
+        for number, t in enumerate(times)
+    ]
 
 
 def joint_messages(times: Iterable[float], topic: str = "/joint_states") -> list[Message]:

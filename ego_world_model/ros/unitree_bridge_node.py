@@ -1,8 +1,9 @@
 """Unitree's own state topics → ``joint_states``, at the rate of the body's topic.
 
 ``lowstate`` holds the body, ``dex3/{left,right}/state`` or ``inspire/state`` the hands. None of
-these messages has a stamp, so a joint state carries the time at which ``lowstate`` arrived. States
-that the robot cannot have are refused, with the configuration that would explain them.
+these messages has a stamp, so a joint state carries the time at which ``lowstate`` arrived (that
+of /clock with ``use_sim_time``). States that the robot cannot have are refused, with the
+configuration that would explain them.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ from ego_world_model.embodiment.motor_states import (
 from ego_world_model.ros.conversions import nanoseconds
 from ego_world_model.ros.diagnostics import Diagnostics
 from ego_world_model.ros.input_watch import InputWatch
+from ego_world_model.ros.pace import pace
 from ego_world_model.ros.parameters import declare
 from ego_world_model.ros.qos import advertise, subscribe
 from ego_world_model.ros.run import StartError, run_node
@@ -54,7 +56,7 @@ class UnitreeBridgeNode(Node):
         self._declare()
         self._diagnostics = Diagnostics(self)
         self._zeros = {topic: ZeroWatch() for topic in self._layouts}
-        self._hands: dict[str, tuple[float, dict[str, float]]] = {}  # topic → (arrival, joints)
+        self._hands: dict[str, tuple[float, dict[str, float]]] = {}  # topic → (pace, joints)
         self._last_stamp = 0
         self._watch = InputWatch(
             self,
@@ -171,28 +173,32 @@ class UnitreeBridgeNode(Node):
         if topic == BODY:
             self._publish(joints, arrival)
         else:
-            self._hands[topic] = (arrival, joints)
+            self._hands[topic] = (pace(self), joints)
 
     # ----------------------------------------------------------------- outputs
 
     def _publish(self, body: dict[str, float], arrival: float) -> None:
         stamp = self.get_clock().now().to_msg()
+        if nanoseconds(stamp) == 0:
+            self._diagnostics.count("lowstate before /clock")
+            return
         ahead = self._last_stamp - nanoseconds(stamp)
         if 0 <= ahead < 1_000_000_000:  # a clock of coarser steps than lowstate's, as of a bag
             self._diagnostics.count("lowstate within one tick of the clock")
             return
         self._last_stamp = nanoseconds(stamp)
         merged = self._assumed | body
+        now = pace(self)
         for topic in self._layouts:
             if topic == BODY:
                 continue
             when, joints = self._hands.get(topic, (-1e9, {}))
-            if arrival - when <= self._max_age:
+            if 0.0 <= now - when <= self._max_age:
                 merged |= joints
             elif joints:
                 self._diagnostics.warn(
                     f"{topic} too old",
-                    f"{self.resolve_topic_name(topic)} is {arrival - when:.2f} s old, its joints "
+                    f"{self.resolve_topic_name(topic)} is {now - when:.2f} s old, its joints "
                     f"are left out of joint_states (hand_max_age is {self._max_age:g} s)",
                 )
         message = JointState(name=list(merged), position=list(merged.values()))

@@ -45,6 +45,7 @@ class _Collector:
     def __init__(self, options: ImportOptions, tally: Tally) -> None:
         self._shortest = max(1, round(options.min_seconds * options.fps))
         self._longest = max(self._shortest, round(options.max_seconds * options.fps))
+        self._one_task = options.task is not None
         self._tally = tally
         self._frames: list[SourceFrame] = []
         self._camera: PinholeCamera | None = None
@@ -56,7 +57,7 @@ class _Collector:
         return (
             len(self._frames) < self._longest
             and picture.camera == self._camera
-            and (not self._frames or frame.task == self._frames[0].task)
+            and (self._one_task or not self._frames or frame.task == self._frames[0].task)
         )
 
     def add(self, frame: SourceFrame, picture: Pictures) -> None:
