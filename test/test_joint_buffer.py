@@ -148,6 +148,30 @@ def test_frame_is_dropped_when_joint_states_stop():
     assert "0.005 s newer than the newest joint state" in why
 
 
+def test_a_frame_of_a_bag_that_is_played_slowly_waits_by_the_bags_clock():
+    """A tenth of the speed: the joint state 10 ms behind the frame comes after 100 ms and more."""
+    clock = [50.0]
+    buffer = filled(0, 10)
+    pairing = Pairing(buffer, pace=lambda: clock[0])
+    pairing.pairer.add(image(15), 1.0)
+    clock[0] = 50.05
+    assert pairing.pairer.take(1.5) == [] and not pairing.dropped
+    buffer.add(20 * MS, NAMES, [0.020, 0.040], arrival=1.6)
+    assert len(pairing.pairer.take(1.6)) == 1
+    pairing.pairer.add(image(25), 2.0)
+    clock[0] = 50.2
+    assert pairing.pairer.take(2.05) == [] and not pairing.dropped, "a backlog is worked off first"
+    assert pairing.pairer.take(2.2) == [] and len(pairing.dropped) == 1
+
+
+def test_a_frame_from_before_the_clock_was_set_back_is_dropped():
+    clock = [50.0]
+    pairing = Pairing(filled(0, 10), pace=lambda: clock[0])
+    pairing.pairer.add(image(15), 1.0)
+    clock[0] = 3.0
+    assert pairing.pairer.take(1.2) == [] and len(pairing.dropped) == 1
+
+
 def test_frame_in_a_gap_is_dropped_at_once():
     pairing = Pairing(filled(0, 100))
     pairing.pairer.add(image(50), 1.0)

@@ -39,6 +39,8 @@ class FramePairer:
         info_topic: where the intrinsics come from, named in what is said.
         settled: asked for a frame that is complete, its arrival and the present (monotonic): False
             where it is worth its while to wait for something optional.
+        pace: seconds of the clock that inputs keep, where that is not the wall clock (a bag that
+            is played slowly): a frame then waits by both.
         on_drop: called with a counter's name and an explanation for every frame dropped.
         capacity: frames that may wait; the oldest is dropped first.
     """
@@ -51,6 +53,7 @@ class FramePairer:
         info_topic: str,
         on_drop: Callable[[str, str], None],
         settled: Callable[[CameraFrame, float, float], bool] = lambda *_: True,
+        pace: Callable[[], float] | None = None,
         capacity: int = 16,
     ) -> None:
         self._buffer = buffer
@@ -58,8 +61,9 @@ class FramePairer:
         self._info_topic = info_topic
         self._on_drop = on_drop
         self._settled = settled
+        self._pace = pace
         self._capacity = capacity
-        self._waiting: deque[tuple[CameraFrame, float]] = deque()
+        self._waiting: deque[tuple[CameraFrame, float, float]] = deque()  # …, arrival, its pace
         self._camera: PinholeCamera | None = None
         self._camera_arrival = 0.0
 
@@ -73,13 +77,15 @@ class FramePairer:
         if len(self._waiting) == self._capacity:
             self._waiting.popleft()
             self._on_drop("frames dropped: too many waiting", "frames arrive faster than they pair")
-        self._waiting.append((image, now))
+        self._waiting.append((image, now, now if self._pace is None else self._pace()))
 
     def take(self, now: float) -> list[PairedFrame]:
         """Frames that are complete now, oldest first; frames that cannot be paired are dropped."""
         done: list[PairedFrame] = []
-        still: deque[tuple[CameraFrame, float]] = deque()
-        for image, arrival in self._waiting:
+        still: deque[tuple[CameraFrame, float, float]] = deque()
+        paced_now = now if self._pace is None else self._pace()
+        for waiting in self._waiting:
+            image, arrival, paced = waiting
             state = self._buffer.at(image.stamp)
             camera = self._camera
             if state.match in (Match.TOO_OLD, Match.GAP):
@@ -90,15 +96,15 @@ class FramePairer:
                 and (camera.width, camera.height) == image.size
             ):
                 if not self._settled(image, arrival, now):
-                    still.append((image, arrival))
+                    still.append(waiting)
                     continue
                 assert state.q is not None and state.arrival is not None
                 ready = max(arrival, state.arrival, self._camera_arrival)
                 done.append(PairedFrame(image, camera, state.q, ready))
-            elif now - arrival > self._wait:
-                self._drop(image, state)
+            elif now - arrival > self._wait and not 0.0 <= paced_now - paced <= self._wait:
+                self._drop(image, state)  # also where the clock was set back
             else:
-                still.append((image, arrival))
+                still.append(waiting)
         self._waiting = still
         return done
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 import time
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,6 +39,7 @@ from ego_world_model.ros.frame_pairing import FramePairer, PairedFrame
 from ego_world_model.ros.hand_views import HandViews
 from ego_world_model.ros.input_watch import InputWatch
 from ego_world_model.ros.joint_time_offset import declare_joint_time_offset
+from ego_world_model.ros.pace import pace
 from ego_world_model.ros.parameters import declare
 from ego_world_model.ros.priority import set_nice
 from ego_world_model.ros.qos import advertise, subscribe
@@ -62,6 +64,7 @@ class HandKinematicsNode(Node):
             info_topic=self.resolve_topic_name(CAMERA_INFO),
             on_drop=self._dropped,
             settled=self._depth_settled,
+            pace=partial(pace, self),
         )
         self._watch = InputWatch(
             self,
