@@ -25,7 +25,7 @@ DEPTH_MARGIN = 0.03
 DEPTH_SOFTNESS = 0.005
 """Metres over which being in front fades in."""
 
-DEPTH_TOLERANCE = 0.05
+DEPTH_TOLERANCE = 0.06
 """Metres in front of a joint at which a measured surface may still be the hand's own: joints lie
 inside of it, a finger's 5 to 15 mm deep, those of the palm up to 50 mm (Dex3's thumb base)."""
 

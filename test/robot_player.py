@@ -33,9 +33,10 @@ class RobotPlayer:
     Attributes that a test may change while it plays: ``images``, ``infos``, ``joints`` (what is
     published), ``size`` of images, ``info_size`` (None: as the images), ``encoding``, ``names``
     and ``positions`` of the joint states, ``depth`` (16UC1 beside the images), ``frame`` (the
-    picture; None: grey), ``lens`` (CameraInfo; None: the robot's at ``size``), ``compress``
-    (picture → data of a CompressedImage; None: raw images), ``depth_image`` (mm or m; None: a wall
-    at 1.5 m in the right half) and ``depth_frame``.
+    picture; None: grey), ``lens`` (CameraInfo; None: the robot's at ``size``),
+    ``distortion_model`` (what CameraInfo calls it; empty: the lens's own), ``compress`` (picture →
+    data of a CompressedImage; None: raw images), ``depth_image`` (mm or m; None: a wall at 1.5 m in
+    the right half) and ``depth_frame``.
     """
 
     def __init__(self, node: Any) -> None:
@@ -48,6 +49,7 @@ class RobotPlayer:
         self.depth = False
         self.frame: NDArray[np.uint8] | None = None
         self.lens: PinholeCamera | None = None
+        self.distortion_model = ""
         self.compress: Callable[[NDArray[np.uint8]], bytes] | None = None
         self.depth_image: NDArray[Any] | None = None
         self.depth_frame = FRAME
@@ -84,7 +86,9 @@ class RobotPlayer:
         header = Header(stamp=stamp_from_nanoseconds(stamp), frame_id=FRAME)
         width, height = self.size
         if self.infos:
-            self._info.publish(info_from_camera(self.camera(), header=header))
+            info = info_from_camera(self.camera(), header=header)
+            info.distortion_model = self.distortion_model or info.distortion_model
+            self._info.publish(info)
         if self.images:
             self.stamps.append(stamp)
             pixels = np.full((height, width, 3), 90, np.uint8) if self.frame is None else self.frame

@@ -197,3 +197,17 @@ def test_frame_without_camera_info_is_dropped():
     pairing.pairer.add(image(5), 1.0)
     assert pairing.pairer.take(1.2) == []
     assert pairing.dropped[0][0] == "frames dropped: no camera_info"
+
+
+def test_frame_waits_for_something_optional_only_once_it_is_complete():
+    """Depth, say: a frame without joint states is dropped as ever; a complete one waits until told
+    otherwise, and frames leave in order."""
+    settled: set[int] = set()
+    pairing = Pairing(filled(0, 10, 20), settled=lambda frame, *_: frame.stamp in settled)
+    pairing.pairer.add(image(5), 1.0)
+    pairing.pairer.add(image(15), 1.0)
+    pairing.pairer.add(image(500), 1.0)
+    assert pairing.pairer.take(1.2) == []
+    assert [counter for counter, _ in pairing.dropped] == ["frames dropped: no joint states"]
+    settled |= {5 * MS, 15 * MS}
+    assert [frame.image.stamp for frame in pairing.pairer.take(1.2)] == [5 * MS, 15 * MS]
