@@ -45,7 +45,34 @@ class Goal:
     @property
     def is_measured(self) -> bool:
         """Whether ``Referee.achieved`` can tell success from failure."""
-        return self.carries or self.task == "reach"
+        return self.task in MEASURED
+
+
+_WORDS = {
+    "reach": "reach for the {item} with the {side} hand",
+    "grasp": "grasp the {item} with the {side} hand and move it",
+    "bimanual": "lift the {item} with both hands",
+}
+MEASURED = tuple(_WORDS)
+"""Tasks whose success can be told from the scene."""
+
+
+def measured_goal(task: str, scene: Scene, target: int, side: str | None = None) -> Goal:
+    """The goal of one of ``MEASURED`` with the object number ``target``; "bimanual" has no side."""
+    text = _WORDS[task].format(item=scene.objects[target].name, side=side)
+    return Goal(task, text, side, target)
+
+
+def measured_goals(scene: Scene) -> list[Goal]:
+    """Every goal that makes sense in a scene, within the robot's reach or not."""
+    goals = []
+    for i, item in enumerate(scene.objects):
+        goals += [measured_goal("reach", scene, i, side) for side in SIDES]
+        if item.for_two_hands:
+            goals.append(measured_goal("bimanual", scene, i))
+        else:
+            goals += [measured_goal("grasp", scene, i, side) for side in SIDES]
+    return goals
 
 
 class Referee:

@@ -3,6 +3,9 @@
 The owner asks for a picture at a time; plan and picture come back through callbacks. Planning a
 task holds Python's lock for a second or more, and joint states that are due a hundred times a
 second cannot wait for that: between pictures the owner reads the newest plan instead.
+
+Where the owner moves the robot (``instructed``), there is no plan: with each picture that it asks
+for, it tells how the joints have moved since the last one, and hears what is to be done.
 """
 
 from __future__ import annotations
@@ -24,6 +27,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from ego_world_model.simulation.instructed import InstructedTable, TaskStatus
 
 FINE_STEP, FINE_SPAN, COARSE_STEP = 0.02, 0.4, 0.05  # seconds between the samples of a plan
 PLAN_PERIOD = 0.2  # seconds of simulated time between plans, at most
@@ -81,9 +86,26 @@ class Failure:
 
 
 @dataclass(frozen=True)
+class StartPose:
+    """Where an instructed robot must go before the next scene: q (nq,) rad."""
+
+    q: NDArray[np.float64]
+
+
+Motion = tuple[NDArray[np.float64], NDArray[np.float64]]
+"""How the joints moved: times (T,) s and q (T, nq) rad."""
+
+
+@dataclass(frozen=True)
 class _Look:
     time: float
     depth: bool
+    motion: Motion | None = None
+
+
+@dataclass(frozen=True)
+class _Instruct:
+    text: str
 
 
 @dataclass(frozen=True)
@@ -101,8 +123,11 @@ class RemoteTableTop:
         horizon: seconds that every plan reaches ahead.
         resume_after: seconds behind the end of a followed trajectory at which the scripted tasks
             go on; None: never.
-        options: keyword arguments of ``TableTop``.
+        options: keyword arguments of ``TableTop``, or of ``InstructedTable`` where ``instructed``.
         on_plan, on_picture, on_failure: receive what the simulation sends.
+        instructed: the owner moves the robot and the simulation gives it tasks in words. The only
+            plan is then the start pose, held.
+        on_task, on_start_pose: receive a task's changes, and where the robot must go.
     """
 
     def __init__(
@@ -115,6 +140,9 @@ class RemoteTableTop:
         on_plan: Callable[[Plan], None],
         on_picture: Callable[[Picture], None],
         on_failure: Callable[[Failure], None],
+        instructed: bool = False,
+        on_task: Callable[[TaskStatus], None] | None = None,
+        on_start_pose: Callable[[StartPose], None] | None = None,
     ) -> None:
         ours, theirs = socket.socketpair()
         code = (
@@ -132,12 +160,24 @@ class RemoteTableTop:
         self._asked = 0.0
         self._answers: deque[float] = deque([0.0], maxlen=10)
         self._callbacks = {Plan: on_plan, Picture: on_picture, Failure: on_failure}
-        self._send((embodiment, horizon, resume_after, options))
+        self._callbacks |= {TaskStatus: on_task, StartPose: on_start_pose}
+        if instructed:
+            self._send((_InstructedServer, (embodiment, horizon, options)))
+        else:
+            self._send((_Server, (embodiment, horizon, resume_after, options)))
         self._thread = threading.Thread(target=self._receive, name="simulation", daemon=True)
         self._thread.start()
 
-    def look(self, time: float, *, depth: bool) -> bool:
+    @property
+    def looking(self) -> bool:
+        """Whether the last picture is not finished yet."""
+        return self._looking.is_set()
+
+    def look(self, time: float, *, depth: bool, motion: Motion | None = None) -> bool:
         """Lets the simulation reach ``time`` and asks for a picture of it.
+
+        Args:
+            motion: how an instructed robot has moved since the last picture, until ``time``.
 
         Returns:
             False where the last picture is not finished yet; this one is then skipped.
@@ -146,8 +186,12 @@ class RemoteTableTop:
             return False
         self._looking.set()
         self._asked = monotonic()
-        self._send(_Look(time, depth))
+        self._send(_Look(time, depth, motion))
         return True
+
+    def instruct(self, text: str) -> None:
+        """Somebody's own words take the place of the tasks; empty ones give it back."""
+        self._send(_Instruct(text))
 
     @property
     def reaction(self) -> float:
@@ -203,7 +247,8 @@ def serve(descriptor: int) -> None:
     connection = Connection(descriptor)
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):  # the owner is gone
         try:
-            _Server(connection).run()
+            server, arguments = connection.recv()
+            server(connection, *arguments).run()
         except (EOFError, ConnectionError):
             pass
         except ValueError as error:  # the user's settings
@@ -214,13 +259,30 @@ def serve(descriptor: int) -> None:
     os._exit(0)
 
 
+def _take_picture(table: Any, time: float, *, depth: bool) -> Picture:
+    """What the camera sees now, of ``time`` on the owner's clock."""
+    begin = perf_counter()
+    seen = table.render(depth=depth)
+    millimetres = None
+    if seen.depth is not None:
+        millimetres = np.clip(np.round(seen.depth * 1000.0), 0, 65535).astype(np.uint16)
+    return Picture(time, seen.rgb, millimetres, perf_counter() - begin)
+
+
 class _Server:
-    def __init__(self, connection: Connection) -> None:
+    def __init__(
+        self,
+        connection: Connection,
+        embodiment: str,
+        horizon: float,
+        resume_after: float | None,
+        options: dict[str, Any],
+    ) -> None:
         from ego_world_model.embodiment import load_embodiment
         from ego_world_model.simulation.table_top import TableTop
 
         self._connection = connection
-        embodiment, horizon, self._resume_after, options = connection.recv()
+        self._resume_after = resume_after
         self._table = TableTop(
             load_embodiment(embodiment), background_planning=True, camera_jitter=False, **options
         )
@@ -253,13 +315,7 @@ class _Server:
         start, instruction = self._planned
         if self._time - start >= PLAN_PERIOD - 1e-6 or self._table.task != instruction:
             self._send_plan()
-        begin = perf_counter()
-        seen = self._table.render(depth=message.depth)
-        depth = None
-        if seen.depth is not None:
-            depth = np.clip(np.round(seen.depth * 1000.0), 0, 65535).astype(np.uint16)
-        spent = perf_counter() - begin
-        self._connection.send(Picture(message.time, seen.rgb, depth, spent))
+        self._connection.send(_take_picture(self._table, message.time, depth=message.depth))
 
     def _reach(self, moment: float) -> None:
         """Lets the table come to ``moment`` of the owner's clock, and do what is due until then."""
@@ -294,3 +350,37 @@ class _Server:
             q[then] = np.stack(columns, axis=1)
         self._planned = (self._time, table.task)
         self._connection.send(Plan(self._time, self._grid, q, table.task, table.task_name))
+
+
+class _InstructedServer:
+    def __init__(
+        self, connection: Connection, embodiment: str, horizon: float, options: dict[str, Any]
+    ) -> None:
+        from ego_world_model.embodiment import load_embodiment
+
+        self._connection = connection
+        self._horizon = horizon
+        self._tasks = InstructedTable(load_embodiment(embodiment), **options)
+        self._asked = False
+
+    def run(self) -> None:
+        self._tasks.table.render(depth=True)  # compiles shaders, before the clock starts
+        rest = np.repeat(self._tasks.table.joint_positions[None], 2, axis=0)
+        self._connection.send(Plan(0.0, np.array([0.0, self._horizon]), rest, "", "follow"))
+        while (message := self._connection.recv()) is not None:
+            if isinstance(message, _Instruct):
+                self._tasks.instruct(message.text)
+            else:
+                self._look(message)
+
+    def _look(self, message: _Look) -> None:
+        tasks = self._tasks
+        assert message.motion is not None
+        tasks.move(message.time, *message.motion)
+        if (status := tasks.update()) is not None:
+            self._connection.send(status)
+        pose = tasks.start_pose
+        if pose is not None and not self._asked:
+            self._connection.send(StartPose(pose))
+        self._asked = pose is not None
+        self._connection.send(_take_picture(tasks.table, message.time, depth=message.depth))

@@ -235,6 +235,11 @@ class TableTop:
         self._segments = [_Segment(self.time, planned.plan, planned.goal)]
         return planned.goal
 
+    def propose(self, task: str, wanted: Wanted = ANYTHING) -> Goal:
+        """What ``begin`` would set out for from here, without beginning it; of another task where
+        no plan for this one was found. May run in a thread while nothing else plans."""
+        return self._planner.plan(task, self.joint_positions, self._objects, wanted).goal
+
     # ---------------------------------------------------------------- pictures
 
     def render(self, *, masks: bool = False, depth: bool = True) -> Observation:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from ego_world_model.embodiment import Embodiment
 from ego_world_model.kinematics import HandKinematics, UnreachableError
-from ego_world_model.simulation.goals import Goal
+from ego_world_model.simulation.goals import Goal, measured_goal
 from ego_world_model.simulation.motion import JointPlan, Track, pad_to_common_end
 from ego_world_model.simulation.objects_motion import ObjectState
 from ego_world_model.simulation.poses import SIDES, HandPoses, other_side, sign_of
@@ -148,8 +148,7 @@ class TaskPlanner:
         tracks[side].hold(self._rng.uniform(0.1, 0.4))
         tracks[side].move(self._poses.random_value(side), at_least=0.7)
         self._drift(tracks[other_side(side)], other_side(side))
-        text = f"reach for the {item.name} with the {side} hand"
-        return self._finish(Goal("reach", text, side, i), q, tracks)
+        return self._finish(measured_goal("reach", self._scene, i, side), q, tracks)
 
     def _grasp(self, q: NDArray, objects: ObjectState, wanted: Wanted) -> TaskPlan:
         side, i = self._side_and_object(objects, wanted)
@@ -188,8 +187,7 @@ class TaskPlanner:
         hand.move(wrist_at(goal, 0.0, 0.0, 0.08), at_least=0.35)
         hand.move(wrist_at(goal, clear, 0.1, 0.1), at_least=0.5)
         self._drift(track[other_side(side)], other_side(side))
-        text = f"grasp the {item.name} with the {side} hand and move it"
-        return self._finish(Goal("grasp", text, side, i), q, track)
+        return self._finish(measured_goal("grasp", self._scene, i, side), q, track)
 
     def _bimanual(self, q: NDArray, objects: ObjectState, wanted: Wanted) -> TaskPlan:
         large = [i for i, item in enumerate(self._scene.objects) if item.for_two_hands]
@@ -234,8 +232,7 @@ class TaskPlanner:
             ):
                 tracks[side].move(hand_at(move, out, up), at_least=seconds)
         self._align(tracks)
-        text = f"lift the {item.name} with both hands"
-        return self._finish(Goal("bimanual", text, target=i), q, tracks)
+        return self._finish(measured_goal("bimanual", self._scene, i), q, tracks)
 
     def _cross(self, q: NDArray, objects: ObjectState, wanted: Wanted) -> TaskPlan:
         """One hand passes above the other, which it hides from the head camera."""
