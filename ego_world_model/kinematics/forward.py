@@ -101,6 +101,10 @@ class HandKinematics:
 
     # ---------------------------------------------------------------- hands
 
+    def slot_frame(self, slot: str) -> str:
+        """Name of the frame of ``model`` whose origin fills a slot."""
+        return self.model.frames[self._slot_frame[slot]].name
+
     def hand_joints(
         self,
         q: ArrayLike | Mapping[str, float],
@@ -274,6 +278,29 @@ class HandKinematics:
             turned = in_wrist @ np.swapaxes(rotation[:, row], -1, -2)
             points[:, of_hand] = turned + translation[:, row, None]
         return np.where(valid[:, None], points, 0.0), valid
+
+    def wrist_poses(self, q: ArrayLike) -> NDArray[np.float64]:
+        """(N, 2, 4, 4) left and right wrist in the root frame for configurations q (N, nq); the
+        identity for a hand that the robot does not have."""
+        hands = [
+            (row, self.robot.hands[s]) for row, s in enumerate(_SIDES) if s in self.robot.hands
+        ]
+        frames = {row: self._frame(hand.wrist) for row, hand in hands}
+        root = self._frame(self.robot.root)
+        rotation, origin = self._joint_poses(q, [*frames.values(), root])
+
+        def pose(index: int) -> NDArray[np.float64]:
+            frame = self.model.frames[index]
+            out = np.repeat(np.eye(4)[None], len(rotation[0]), axis=0)
+            out[:, :3, :3] = rotation[frame.parentJoint] @ frame.placement.rotation
+            out[:, :3, 3] = self._points(rotation, origin, [index])[:, 0]
+            return out
+
+        poses = np.tile(np.eye(4), (len(rotation[0]), 2, 1, 1))
+        to_root = np.linalg.inv(pose(root))
+        for row, index in frames.items():
+            poses[:, row] = to_root @ pose(index)
+        return poses
 
     def solve(
         self,

@@ -1,4 +1,4 @@
-"""``ego-world-model train``: the autoencoder, the world model, or both in a row."""
+"""``ego-world-model train``: the parts of the world model, the estimator, the policy."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Annotated, Optional
 
 import typer
 
-app = typer.Typer(no_args_is_help=True, help="Train the world model's parts.")
+app = typer.Typer(no_args_is_help=True, help="Train the world model's parts and the policy.")
 
 ConfigFile = Annotated[Path, typer.Argument(help="Training YAML, see config/training/.")]
 Run = Annotated[Path, typer.Option(help="Folder of the run; an unfinished run is resumed.")]
@@ -130,6 +130,26 @@ def tiny(
         world_model_minutes,
         cache,
     )
+
+
+@app.command("policy")
+def policy(
+    config: ConfigFile,
+    run: Run = Path("runs/policy"),
+    data: Data = None,
+    validation_data: HeldOut = None,
+    deadline_minutes: Minutes = None,
+    cache: Cache = None,
+) -> None:
+    """Train the motion policy; several processes by `accelerate launch`."""
+    _prepare()
+    from ego_world_model.training.config import load
+    from ego_world_model.training.policy import PolicyTraining, train_policy
+
+    settings = load(PolicyTraining, config, _overrides(data, validation_data, deadline_minutes))
+    checkpoint = train_policy(settings, run, cache=cache, report=_say)
+    if _finish():
+        typer.echo(f"checkpoint: {checkpoint}")
 
 
 @app.command("keypoints")

@@ -47,8 +47,9 @@ class LoopSettings:
     Attributes:
         max_steps: optimiser steps; None to run until ``deadline_minutes``.
         deadline_minutes: minutes of training, over all resumptions; ignored with ``max_steps``.
-        learning_rate, weight_decay: of AdamW.
+        learning_rate, weight_decay, betas: of AdamW.
         warmup_steps: linear warm-up.
+        warmup_fraction: warm-up as a part of the run, instead of ``warmup_steps``.
         final_fraction: learning rate at the end, relative to the peak.
         hold_fraction: part of the run at the peak rate before the cosine sets in.
         clip_norm: gradient norm bound.
@@ -68,7 +69,9 @@ class LoopSettings:
     deadline_minutes: float = 60.0
     learning_rate: float = 8e-4
     weight_decay: float = 0.01
+    betas: tuple[float, float] = (0.9, 0.99)
     warmup_steps: int = 100
+    warmup_fraction: float | None = None
     final_fraction: float = 0.02
     hold_fraction: float = 0.0
     clip_norm: float = 1.0
@@ -141,7 +144,7 @@ class Trainer:
         optimiser = torch.optim.AdamW(
             [p for p in objective.parameters() if p.requires_grad],
             lr=settings.learning_rate,
-            betas=(0.9, 0.99),
+            betas=settings.betas,
             weight_decay=settings.weight_decay,
             fused=True,  # one pass over the weights: six times faster than the default on a CPU
         )
@@ -258,6 +261,8 @@ class Trainer:
         s = self.settings
         past = max(0.0, progress - s.hold_fraction) / (1 - s.hold_fraction)
         cosine = s.final_fraction + (1 - s.final_fraction) * 0.5 * (1 + math.cos(math.pi * past))
+        if s.warmup_fraction:  # of a run whose steps are not known beforehand
+            return s.learning_rate * cosine * min(1.0, max(progress, 1e-3) / s.warmup_fraction)
         return s.learning_rate * cosine * min(1.0, (self.step + 1) / max(1, s.warmup_steps))
 
     def _log(self) -> None:

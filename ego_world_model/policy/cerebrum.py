@@ -1,0 +1,222 @@
+"""The high level: a vision-language model and a depth encoder turn an observation into a prefix.
+
+Visual tokens of the vision model (pixel-shuffled by the connector) and of the depth encoder are
+added; the language model reads them, then the instruction. A pointing head looks the object of the
+instruction up among the visual tokens. Whatever is absent (image, depth, words) is replaced by
+learned tokens, so that one model serves every combination.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import ResNetConfig, ResNetModel, SmolVLMConfig, SmolVLMModel
+
+from ego_world_model.world_model.checkpoint import CheckpointError
+from ego_world_model.world_model.pretrained import load_base
+
+MODALITIES = ("text", "image", "depth")
+TARGET_SCALE = 0.5
+"""Metres that stand for 1 where the pointing head says where its object is."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CerebrumConfig:
+    """The networks of the high level.
+
+    Attributes:
+        image_size: pixels of the square that images and depth are resized to.
+        base: folder of a published SmolVLM-class model (transformers layout); its language model
+            stays frozen. None: a new one from ``vlm``, all trained.
+        vlm: arguments of ``SmolVLMConfig`` where there is no base.
+        depth_base: folder of a published ResNet (such as ResNet-50); None: a new one from
+            ``depth``, arguments of ``ResNetConfig``.
+        words: most tokens of an instruction.
+    """
+
+    image_size: int = 224
+    base: str | None = None
+    vlm: dict[str, Any] = field(default_factory=dict)
+    depth_base: str | None = None
+    depth: dict[str, Any] = field(default_factory=dict)
+    words: int = 48
+
+
+@dataclass(frozen=True)
+class Observation:
+    """B observations as the networks read them.
+
+    Attributes:
+        image: (B, 3, S, S) in [-1, 1]. depth: (B, 1, S, S), 1 at the far end, 0 unknown.
+        words: (B, L) token numbers; word_mask: (B, L) bool.
+        present: (B, 3) bool, which of ``MODALITIES`` there are.
+        hands: (B, 2, H) what is known of each hand, see ``policy.hand_features``.
+        known: (B, D) bool, dimensions of an action that the robot has.
+    """
+
+    image: Tensor
+    depth: Tensor
+    words: Tensor
+    word_mask: Tensor
+    present: Tensor
+    hands: Tensor
+    known: Tensor
+
+    def __len__(self) -> int:
+        return len(self.words)
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """What the cerebellum attends to.
+
+    Attributes:
+        tokens: (B, P, width); mask: (B, P) bool, those that mean something.
+        summary: (B, 3, width): what is pointed at, left hand, right hand.
+        pointing: (B, V) logits over the visual tokens, row by row.
+        target: (B, 3) metres, where the pointing head believes its object to be, in the camera.
+    """
+
+    tokens: Tensor
+    mask: Tensor
+    summary: Tensor
+    pointing: Tensor
+    target: Tensor
+
+
+class Cerebrum(nn.Module):
+    """See the module's text.
+
+    Args:
+        hand_features: H, numbers known of each hand.
+
+    Raises:
+        CheckpointError: if a base is missing, or the image size does not give whole tokens.
+    """
+
+    def __init__(self, config: CerebrumConfig, *, hand_features: int) -> None:
+        super().__init__()
+        self.config = config
+        if config.base is not None:
+            self.vlm = load_base(SmolVLMModel, config.base, "")
+            self.vlm.text_model.requires_grad_(False)
+        else:
+            self.vlm = SmolVLMModel(SmolVLMConfig(**config.vlm))
+        if config.depth_base is not None:
+            self.depth = load_base(ResNetModel, config.depth_base, "")
+        else:
+            self.depth = ResNetModel(ResNetConfig(**config.depth))
+        width = self.vlm.config.text_config.hidden_size
+        self.width = width
+        patch = self.vlm.config.vision_config.patch_size
+        shuffle = self.vlm.config.scale_factor
+        self.side, rest = divmod(config.image_size, patch * shuffle)
+        if rest:
+            raise CheckpointError(
+                f"image_size {config.image_size} must be a multiple of patch size x pixel shuffle "
+                f"({patch} x {shuffle})"
+            )
+        self.depth_out = nn.Conv2d(self.depth.config.hidden_sizes[-1], width, 1)
+        self.absent = nn.ParameterDict(
+            {name: nn.Parameter(torch.randn(width) * 0.02) for name in MODALITIES}
+        )
+        self.hand = nn.Sequential(
+            nn.Linear(hand_features, width), nn.SiLU(), nn.Linear(width, width)
+        )
+        self.sides = nn.Parameter(torch.randn(2, width) * 0.02)
+        self.ask, self.offer, self.tell = (nn.Linear(width, width) for _ in range(3))
+        self.place = nn.Linear(2, width)
+        self.locate = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, 3))
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> Cerebrum:
+        """As of any module, but the depth encoder's batch statistics stay as they are: batches of
+        several processes and threads must not write them, and a published encoder has good ones."""
+        super().train(mode)
+        for module in self.depth.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.eval()
+        return self
+
+    @property
+    def visual_tokens(self) -> int:
+        return self.side**2
+
+    def forward(self, seen: Observation) -> Prefix:
+        batch, device = len(seen), seen.words.device
+        text, image, depth = seen.present.unbind(1)
+        visual = torch.where(image[:, None, None], self.see(seen.image), self.absent["image"])
+        measured = self.depth_tokens(self.depth_features(seen.depth))
+        visual = visual + torch.where(depth[:, None, None], measured, self.absent["depth"])
+        embedded = self.vlm.text_model.get_input_embeddings()(seen.words)
+        embedded = torch.where(text[:, None, None], embedded, self.absent["text"].to(embedded))
+        # without an instruction one learned word stands for it
+        first = torch.zeros_like(seen.word_mask)
+        first[:, 0] = True
+        word_mask = torch.where(text[:, None], seen.word_mask, first)
+        mask = torch.cat([word_mask.new_ones(batch, self.visual_tokens), word_mask], dim=1)
+        read = self.vlm.text_model(
+            inputs_embeds=torch.cat([visual.to(embedded), embedded], dim=1),
+            attention_mask=mask.long(),
+            use_cache=False,
+        ).last_hidden_state  # (B, V + L, width)
+        read = read.to(self.place.weight.dtype)
+        last = self.visual_tokens + word_mask.sum(dim=1) - 1
+        query = read[torch.arange(batch, device=device), last]
+        pointed, pointing = self._point(query, read[:, : self.visual_tokens])
+        hands = self.hand(seen.hands) + self.sides
+        summary = torch.cat([pointed[:, None], hands], dim=1)
+        return Prefix(
+            torch.cat([read, summary], dim=1),
+            torch.cat([mask, mask.new_ones(batch, 3)], dim=1),
+            summary,
+            pointing,
+            TARGET_SCALE * self.locate(pointed),
+        )
+
+    def see(self, image: Tensor) -> Tensor:
+        """(B, 3, S, S) → visual tokens (B, V, width)."""
+        batch, _, height, width = image.shape
+        patch = self.vlm.config.vision_config.patch_size
+        everywhere = torch.ones(
+            batch, height // patch, width // patch, dtype=torch.bool, device=image.device
+        )
+        pixels = image.to(self.vlm.vision_model.embeddings.patch_embedding.weight.dtype)
+        features = self.vlm.vision_model(pixels, patch_attention_mask=everywhere).last_hidden_state
+        return self.vlm.connector(features).to(self.place.weight.dtype)
+
+    def depth_features(self, depth: Tensor) -> Tensor:
+        """(B, 1, S, S) → (B, C, s, s); the one channel is repeated, as the encoder reads colour."""
+        return self.depth(depth.expand(-1, 3, -1, -1)).last_hidden_state
+
+    def depth_tokens(self, features: Tensor) -> Tensor:
+        """(B, C, s, s) → (B, V, width), at the places of the visual tokens."""
+        grid = self.depth_out(features)
+        if grid.shape[-1] != self.side:
+            grid = F.interpolate(grid, (self.side, self.side), mode="bilinear")
+        return grid.flatten(2).transpose(1, 2)
+
+    def frozen(self) -> Iterator[str]:
+        """Names of the parameters that a base holds and training leaves alone."""
+        return (name for name, parameter in self.named_parameters() if not parameter.requires_grad)
+
+    def _point(self, query: Tensor, visual: Tensor) -> tuple[Tensor, Tensor]:
+        """What the query (B, width) asks for among visual tokens (B, V, width), and the logits."""
+        keys = self.offer(visual)
+        logits = torch.einsum("bd,bvd->bv", self.ask(query), keys) / self.width**0.5
+        weight = logits.softmax(dim=-1)
+        found = torch.einsum("bv,bvd->bd", weight, self.tell(visual))
+        where = weight @ grid_centres(self.side).to(weight)
+        return query + found + self.place(where), logits
+
+
+def grid_centres(side: int) -> Tensor:
+    """(side^2, 2) x, y of the visual tokens' centres in [-1, 1], row by row."""
+    axis = (torch.arange(side) + 0.5) / side * 2 - 1
+    y, x = torch.meshgrid(axis, axis, indexing="ij")
+    return torch.stack([x.flatten(), y.flatten()], dim=-1)
