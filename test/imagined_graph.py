@@ -80,6 +80,7 @@ class Robot:
         publishes: which of TOPICS are published.
         reach: seconds that the plan reaches ahead.
         joint_period: seconds between joint states.
+        pose: (nq,) rad about which it sways; sway: rad.
         lens: what CameraInfo says; None: the robot's camera at ``info_size``.
         frame: the picture; None: one colour.
         compress: picture → data of a CompressedImage; None: raw images.
@@ -96,6 +97,8 @@ class Robot:
         self.publishes = {"image", "info", "joints", "plan"}
         self.reach = 4.0
         self.joint_period = 0.01
+        self.pose = self.robot.neutral
+        self.sway = 0.1
         self.calibrated = True
         self.lens: PinholeCamera | None = None
         self.frame: np.ndarray | None = None
@@ -135,8 +138,8 @@ class Robot:
 
     def q_at(self, seconds: np.ndarray) -> np.ndarray:
         """(T, nq) rad: both shoulders and the waist swing slowly."""
-        q = np.repeat(self.robot.neutral[None], len(seconds), axis=0)
-        wave = 0.1 * np.sin(seconds)
+        q = np.repeat(self.pose[None], len(seconds), axis=0)
+        wave = self.sway * np.sin(seconds)
         for name in ("left_shoulder_pitch_joint", "right_shoulder_pitch_joint", "waist_yaw_joint"):
             q[:, self.robot.joint_names.index(name)] += wave
         return q

@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 
 from ego_world_model.camera import PinholeCamera
 from ego_world_model.embodiment import Embodiment
-from ego_world_model.simulation import Observation, SceneRenderer, make_scene
+from ego_world_model.hands import SLOTS_PER_HAND, HandJoints
+from ego_world_model.simulation import MASK_CLASSES, Observation, SceneRenderer, make_scene
 
 LENSES = {
     "plumb_bob": PinholeCamera(
@@ -98,3 +99,16 @@ class Lens:
         assert self._wide.contains(source).all(), "the margin is too narrow for this lens"
         x, y = source[..., 0], source[..., 1]
         return View(seen.rgb[y, x], seen.depth[y, x], seen.masks[y, x])
+
+
+def share_on_hands(masks: NDArray[np.uint8], camera: PinholeCamera, hands: HandJoints) -> float:
+    """Share of the finger joints inside the image that fall on their own hand's pixels."""
+    pixels = camera.project(hands.positions)
+    hit = []
+    for slot in np.flatnonzero(hands.valid & camera.contains(pixels)):
+        if slot % SLOTS_PER_HAND:  # the wrists' origins lie under the forearms' covers
+            column, row = np.round(pixels[slot]).astype(int)
+            name = "left_hand" if slot < SLOTS_PER_HAND else "right_hand"
+            hit.append(masks[row, column] == MASK_CLASSES.index(name))
+    assert len(hit) > 10
+    return float(np.mean(hit))

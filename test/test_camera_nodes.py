@@ -18,7 +18,7 @@ pytest.importorskip("rclpy", reason="needs ROS 2: run script/setup")
 pytest.importorskip("ego_world_model.msg", reason="needs the built interfaces: run script/setup")
 
 from imagined_graph import Listener, Robot, random_checkpoint, ros_graph, world_model
-from lenses import LENSES, Lens, apart
+from lenses import LENSES, Lens, apart, share_on_hands
 from PIL import Image as Picture
 from robot_player import ROBOT, Inbox, Reports, RobotPlayer, playing
 from sensor_msgs.msg import Image
@@ -28,7 +28,11 @@ from ego_world_model.camera import PinholeCamera
 from ego_world_model.kinematics import HandKinematics
 from ego_world_model.media import encode_jpeg, resize
 from ego_world_model.msg import HandJoints
-from ego_world_model.ros.conversions import rgb_from_image
+from ego_world_model.ros.conversions import (
+    camera_from_info,
+    hand_trajectory_from_message,
+    rgb_from_image,
+)
 from ego_world_model.visibility import visibility
 
 START = 200.0  # seconds that imports may take on a busy machine
@@ -50,6 +54,8 @@ def bent(player: RobotPlayer | Robot, frame: np.ndarray, lens: PinholeCamera = L
     player.size = (frame.shape[1], frame.shape[0])
     if isinstance(player, RobotPlayer):
         player.positions = apart(ROBOT).tolist()
+    else:
+        player.pose, player.sway = apart(ROBOT), 0.0
 
 
 class Answers:
@@ -308,3 +314,6 @@ def test_the_world_model_starts_from_the_rectified_eye(ros_domain, tmp_path, see
     assert not np.any(rollout.camera_info.d)
     expected = LENS.ideal().resized(128, 96).matrix
     np.testing.assert_allclose(np.reshape(rollout.camera_info.k, (3, 3)), expected, atol=1e-6)
+    motion = hand_trajectory_from_message(rollout.trajectory)
+    pinhole = camera_from_info(rollout.camera_info).resized(320, 240)
+    assert share_on_hands(ideal.masks, pinhole, motion.frame(0)) > 0.9

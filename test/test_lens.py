@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from lenses import LENSES, Lens, apart
+from lenses import LENSES, Lens, apart, share_on_hands
 
 from ego_world_model.camera import PinholeCamera
 from ego_world_model.embodiment import Embodiment, load_embodiment
-from ego_world_model.hands import SLOTS_PER_HAND
 from ego_world_model.kinematics import HandKinematics
 from ego_world_model.media import decode_picture, encode_jpeg, encode_png, picture_size
 from ego_world_model.rectification import Rectifier, rectified
-from ego_world_model.simulation import MASK_CLASSES
 from ego_world_model.stereo import eye_width, one_eye
 
 lenses = pytest.mark.parametrize("lens", LENSES.values(), ids=LENSES)
@@ -66,22 +64,9 @@ def test_joints_lie_on_the_hands_that_the_lens_shows(robot: Embodiment, lens) ->
     assert not pinhole.distortion and (pinhole.matrix == lens.matrix).all()
     assert np.abs(flat.astype(int) - ideal.rgb).mean() < 3
     assert np.abs(bent.rgb.astype(int) - ideal.rgb).mean() > 8, "the lens bends"
-    assert on_hands(bent.masks, lens, hands) > 0.9
-    assert on_hands(ideal.masks, pinhole, hands) > 0.9
-    assert on_hands(bent.masks, pinhole, hands) < 0.7, "a projection without the lens misses"
-
-
-def on_hands(masks: np.ndarray, camera: PinholeCamera, hands) -> float:
-    """Share of the finger joints inside the image that fall on their own hand's pixels."""
-    pixels = camera.project(hands.positions)
-    hit = []
-    for slot in np.flatnonzero(hands.valid & camera.contains(pixels)):
-        if slot % SLOTS_PER_HAND:  # the wrists' origins lie under the forearms' covers
-            column, row = np.round(pixels[slot]).astype(int)
-            name = "left_hand" if slot < SLOTS_PER_HAND else "right_hand"
-            hit.append(masks[row, column] == MASK_CLASSES.index(name))
-    assert len(hit) > 10
-    return float(np.mean(hit))
+    assert share_on_hands(bent.masks, lens, hands) > 0.9
+    assert share_on_hands(ideal.masks, pinhole, hands) > 0.9
+    assert share_on_hands(bent.masks, pinhole, hands) < 0.7, "a projection without the lens misses"
 
 
 def test_rectified_images_continue_the_lens_picture_beyond_its_edge() -> None:
