@@ -31,6 +31,14 @@ from ego_world_model.world_model.checkpoint import CheckpointError
 SHIPPED = Path(__file__).resolve().parent.parent / "checkpoints"
 
 
+def policy_folder(name_or_folder: str | Path) -> Path:
+    """The folder of a shipped policy ("tiny"), or the folder itself."""
+    folder = Path(name_or_folder)
+    if not folder.exists() and folder.name == str(name_or_folder):
+        folder = SHIPPED / f"{folder.name}_policy"
+    return folder
+
+
 class MotionPolicy(nn.Module):
     """Cerebrum, cerebellum and normalisation of one checkpoint.
 
@@ -70,9 +78,7 @@ class MotionPolicy(nn.Module):
             CheckpointError: if it is missing, corrupt or not understood; the message says which
                 file and what to do.
         """
-        folder = Path(name_or_folder)
-        if not folder.exists() and folder.name == str(name_or_folder):
-            folder = SHIPPED / f"{folder.name}_policy"
+        folder = policy_folder(name_or_folder)
         config, sha256, metadata = read_policy_config(folder)
         tensors = read_weights(folder, sha256)
         try:
