@@ -175,6 +175,13 @@ COMMON_ARGUMENTS = (
         "params_file",
         ("", "none", "left", "right"),
     ),
+    Argument(
+        "use_depth",
+        "",
+        "let aligned depth hide joints from view; empty: as in params_file, but false with "
+        "sim:=true, where depth doubles the rendering",
+        ("", *BOOLEAN),
+    ),
     Argument("joint_states", "joint_states", "topic of the robot's joint states"),
     Argument(
         "publish_camera_tf",
@@ -229,6 +236,7 @@ COMMON_NODES = (
             "embodiment": "{embodiment}",
             "publish_camera_tf": "{publish_camera_tf}",
             "camera_tf_child": "{camera_tf_child}",
+            "use_depth": "{use_depth}",
         },
         remaps=CAMERA_REMAPS,
     ),
@@ -286,6 +294,12 @@ def complete(bringup: Bringup, given: Mapping[str, str]) -> dict[str, str]:
             "sim:=true and bridge:=true would both publish joint_states; the bridge is for a real "
             "robot"
         )
+    if values["sim"] == "true":
+        for name, has in (("image_transport", "raw"), ("stereo", "none")):
+            if values[name] not in ("", has):
+                raise BringupError(
+                    f"{name}:={values[name]} is for a real camera; that of sim:=true is {has}"
+                )
     if values["camera"] == "realsense":
         if values["sim"] == "true":
             raise BringupError(
@@ -328,6 +342,7 @@ def resolve(
         "share": str(share),
         "camera_topics": values["camera_topics"] or (_REALSENSE_TOPICS if realsense else "camera"),
         "camera_tf_child": _REALSENSE_ROOT if realsense else "",
+        "use_depth": values["use_depth"] or ("false" if values["sim"] == "true" else ""),
     }
     specs = []
     for entry in bringup.nodes:

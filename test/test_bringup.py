@@ -172,6 +172,16 @@ def test_a_driver_that_is_not_installed_is_named_with_its_package(root, monkeypa
     assert not launch.commands
 
 
+def test_the_simulation_renders_depth_only_for_those_who_ask():
+    def use_depth(**given: str) -> object:
+        specs = {spec.name: spec for spec in resolve(load_bringup("g1"), given)}
+        return specs["hand_kinematics"].parameters.get("use_depth")
+
+    assert use_depth() is None, "the parameter file decides"
+    assert use_depth(sim="true") is False
+    assert use_depth(sim="true", use_depth="true") is True
+
+
 def test_image_settings_reach_every_node_that_looks_at_the_camera():
     given = {"image_transport": "compressed", "stereo": "right"}
     for spec in resolve(load_bringup("g1"), given):
@@ -242,6 +252,8 @@ def test_real_launch_makes_the_description():
         ({"sim": "true", "bridge": "true"}, "would both publish joint_states"),
         ({"camera": "/camera/camera"}, "is not one of .*the prefix of the topics is camera_topics"),
         ({"camera": "realsense", "sim": "true"}, "would both publish images"),
+        ({"sim": "true", "stereo": "left"}, "stereo:=left is for a real camera"),
+        ({"sim": "true", "image_transport": "compressed"}, "is for a real camera"),
         ({"camera": "realsense", "camera_topics": "head"}, "leave camera_topics out"),
         ({"sim": "maybe"}, "sim:=maybe is not one of true, false"),
         ({"motion_source": "guess"}, "motion_source:=guess is not one of"),

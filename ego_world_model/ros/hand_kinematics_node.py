@@ -157,12 +157,19 @@ class HandKinematicsNode(Node):
         )
 
     def _open_depth(self) -> DepthFrames:
+        self._use_depth = declare(
+            self,
+            "use_depth",
+            True,
+            "joints behind what the aligned depth image measures are not visible, where such "
+            "images come; false: visibility comes from the hands' geometry alone",
+            read_only=True,
+        )
         self._depth_tolerance = declare(
             self,
             "depth_tolerance",
             DEPTH_TOLERANCE,
-            "metres that something measured by the aligned depth image must be in front of a joint "
-            "to hide it; 0: visibility comes from the hands' geometry alone",
+            "metres that something measured must be in front of a joint to hide it",
             minimum=0.0,
             maximum=1.0,
             read_only=True,
@@ -179,7 +186,7 @@ class HandKinematicsNode(Node):
         return DepthFrames(
             self,
             self._diagnostics,
-            always=self._depth_tolerance > 0,
+            always=self._use_depth,
             on_depth=self._on_depth,
             wait=wait,
         )
@@ -278,7 +285,7 @@ class HandKinematicsNode(Node):
         pixels = frame.camera.project(hands.positions)
         seen = visibility(hands, frame.camera, pixels)
         ready = frame.ready
-        if self._depth_tolerance > 0 and (found := self._depth.of(frame.image)) is not None:
+        if self._use_depth and (found := self._depth.of(frame.image)) is not None:
             depth, arrival = found
             ready = max(ready, arrival)
             seen = seen * self._measured(hands, pixels, depth, frame.image)
@@ -312,7 +319,7 @@ class HandKinematicsNode(Node):
         return measured_visibility(hands, pixels, metres, tolerance=self._depth_tolerance)
 
     def _depth_settled(self, frame: CameraFrame, arrival: float, now: float) -> bool:
-        return self._depth_tolerance == 0 or self._depth.settled(frame, arrival, now)
+        return not self._use_depth or self._depth.settled(frame, arrival, now)
 
     def destroy_node(self) -> None:
         """Ends the threads before the publishers they use."""
