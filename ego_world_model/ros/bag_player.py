@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from rclpy.duration import Duration
 from rclpy.node import Node
 from rclpy.publisher import Publisher
 from rosbags.highlevel import AnyReader
@@ -148,7 +149,10 @@ class BagPlayer:
             self._clock_time = -1
             self._play_once(stop, played, on_time or (lambda seconds: None))
             if stop.is_set() or not self._options.loop:
-                return played
+                break
+        for publisher in self._publishers.values():  # the last messages may be under way
+            publisher.wait_for_all_acked(Duration(seconds=2))
+        return played
 
     @property
     def _begin(self) -> int:

@@ -20,7 +20,7 @@ from rclpy.clock import Clock
 from rclpy.clock_type import ClockType
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.node import Node
-from rclpy.qos import DurabilityPolicy
+from rclpy.qos import DurabilityPolicy, ReliabilityPolicy
 from rclpy.signals import SignalHandlerOptions
 from rclpy.subscription import Subscription
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image, JointState
@@ -29,7 +29,7 @@ from std_msgs.msg import String
 from ego_world_model.data.importers import bag_messages as kinds
 from ego_world_model.ros.diagnostics import Diagnostics
 from ego_world_model.ros.input_watch import InputWatch
-from ego_world_model.ros.qos import subscribe
+from ego_world_model.ros.qos import reliable_qos, sensor_qos
 
 BACKLOG_BYTES = 2**30
 """Bytes that may wait while an episode is encoded: 20 s of 640x480 colour and depth at 30 Hz."""
@@ -54,6 +54,16 @@ class LiveTopics:
     instruction: str | None = None
 
 
+_KINDS: dict[type, str] = {
+    Image: kinds.IMAGE,
+    CompressedImage: kinds.COMPRESSED_IMAGE,
+    CameraInfo: kinds.CAMERA_INFO,
+    JointState: kinds.JOINT_STATE,
+    String: kinds.STRING,
+}
+"""The name of a type as bags spell it."""
+
+
 @dataclass(frozen=True)
 class Received:
     """A message as it arrived.
@@ -70,13 +80,23 @@ class Received:
     data: bytes
 
 
+@dataclass(frozen=True)
+class _Input:
+    """A subscription, and what it asks of the publishers."""
+
+    subscription: Subscription
+    reliable: bool
+    latched: bool
+
+
 class RecorderNode(Node):
-    """Subscribes to the topics of a recording.
+    """Subscribes to the topics of a recording as soon as somebody publishes them.
 
     Args:
         silence: seconds without an input after which the node says what is missing.
 
     Attributes:
+        required: topics without which nothing can be recorded; the image's by its raw name.
         lost: topic → messages that found no room while an episode was encoded.
     """
 
@@ -89,14 +109,14 @@ class RecorderNode(Node):
         self.lost: dict[str, int] = {}
 
         name = self.resolve_topic_name
-        self._image_base = name(topics.image.removesuffix("/compressed"))
+        self._raw_image = name(topics.image.removesuffix("/compressed"))
         self._compressed = topics.image.endswith("/compressed")
         self.joint_states = tuple(map(name, topics.joint_states))
         self.camera_info = None if topics.camera_info is None else name(topics.camera_info)
         self.depth = None if topics.depth is None else name(topics.depth)
         self.instruction = None if topics.instruction is None else name(topics.instruction)
 
-        watched = {self._image_base: "camera images"}
+        watched = {self._raw_image: "camera images"}
         watched |= dict.fromkeys(self.joint_states, "joint states")
         if self.camera_info is not None:
             watched[self.camera_info] = "camera intrinsics"
@@ -104,16 +124,7 @@ class RecorderNode(Node):
             watched[self.depth] = "aligned depth images"
         self.required = set(watched)
         self._watch = InputWatch(self, self._diagnostics, watched, after=silence)
-        self._image_arrives = False
-        self._image = self._subscribe_image()
-        self._kept = [
-            self._listen(JointState, kinds.JOINT_STATE, topic, 1000) for topic in self.joint_states
-        ]
-        if self.camera_info is not None:
-            self._kept.append(self._listen(CameraInfo, kinds.CAMERA_INFO, self.camera_info, 100))
-        if self.depth is not None:
-            self._kept.append(self._listen(Image, kinds.IMAGE, self.depth, 60))
-        self._instruction_found = False
+        self._inputs: dict[str, _Input] = {}
         steady = Clock(clock_type=ClockType.STEADY_TIME)
         self._timer = self.create_timer(0.2, self._discover, clock=steady)
         self.get_logger().info(f"waiting for {', '.join(sorted(watched))}")
@@ -121,7 +132,7 @@ class RecorderNode(Node):
     @property
     def image(self) -> str:
         """Where images come from: the raw topic or the compressed one beside it."""
-        return f"{self._image_base}/compressed" if self._compressed else self._image_base
+        return f"{self._raw_image}/compressed" if self._compressed else self._raw_image
 
     @property
     def instructed(self) -> bool:
@@ -143,22 +154,42 @@ class RecorderNode(Node):
         """Takes in nothing more; what waits can still be taken."""
         self._closed = True
 
-    def _listen(self, message_type: type, kind: str, topic: str, depth: int) -> Subscription:
-        callback = partial(self._receive, topic, kind)
-        return subscribe(self, message_type, topic, callback, depth=depth, raw=True)
+    def _discover(self) -> None:
+        """Subscribes to what is published, in the form in which it is published."""
+        raw = self._raw_image
+        if raw not in self._inputs and not self.count_publishers(raw):
+            self._compressed |= self.count_publishers(f"{raw}/compressed") > 0
+        image = CompressedImage if self._compressed else Image
+        wanted = {self.image: image, self.camera_info: CameraInfo, self.depth: Image}
+        wanted |= dict.fromkeys(self.joint_states, JointState) | {self.instruction: String}
+        for topic, message_type in wanted.items():
+            if topic is not None:
+                self._follow(topic, message_type)
 
-    def _subscribe_image(self) -> Subscription:
-        if self._compressed:
-            return self._listen(CompressedImage, kinds.COMPRESSED_IMAGE, self.image, 60)
-        return self._listen(Image, kinds.IMAGE, self.image, 60)
+    def _follow(self, topic: str, message_type: type) -> None:
+        """Takes what the topic's publishers all offer: reliable where they are, so that a stall of
+        this process loses nothing, and their latched messages."""
+        offers = [info.qos_profile for info in self.get_publishers_info_by_topic(topic)]
+        if not offers:
+            return
+        reliable = all(offer.reliability == ReliabilityPolicy.RELIABLE for offer in offers)
+        latched = all(offer.durability == DurabilityPolicy.TRANSIENT_LOCAL for offer in offers)
+        known = self._inputs.get(topic)
+        if known is not None and (known.reliable, known.latched) == (reliable, latched):
+            return
+        if known is not None:  # a driver came back with other settings
+            self.destroy_subscription(known.subscription)
+        depth = 60 if message_type in (Image, CompressedImage) else 1000
+        qos = reliable_qos(depth, latched=latched) if reliable else sensor_qos(depth)
+        callback = partial(self._receive, topic, _KINDS[message_type])
+        subscription = self.create_subscription(message_type, topic, callback, qos, raw=True)
+        self._inputs[topic] = _Input(subscription, reliable, latched)
 
     def _receive(self, topic: str, kind: str, data: bytes) -> None:
         stamp = time.time_ns()
-        if topic == self.image:
-            self._image_arrives = True
-            self._watch.seen(self._image_base)
-        elif topic in self.required:
-            self._watch.seen(topic)
+        watched = self._raw_image if topic == self.image else topic
+        if watched in self.required:
+            self._watch.seen(watched)
         self._diagnostics.tick(topic)
         if self._closed:
             return
@@ -170,34 +201,6 @@ class RecorderNode(Node):
             self._messages.append(Received(topic, kind, stamp, data))
             self._bytes += len(data)
             self._arrived.notify()
-
-    def _discover(self) -> None:
-        """Follows topics whose form only their publishers tell."""
-        base = self._image_base
-        if (
-            not (self._image_arrives or self._compressed)
-            and not self.count_publishers(base)
-            and self.count_publishers(f"{base}/compressed")
-        ):
-            self.destroy_subscription(self._image)
-            self._compressed = True
-            self._image = self._subscribe_image()
-        if self.instruction is not None and not self._instruction_found:
-            self._find_instruction(self.instruction)
-
-    def _find_instruction(self, topic: str) -> None:
-        """Subscribes as the publishers offer: a latched text, or one that is sent now and then."""
-        found = self.get_publishers_info_by_topic(topic)
-        if not found:
-            return
-        self._instruction_found = True
-        latched = all(
-            info.qos_profile.durability == DurabilityPolicy.TRANSIENT_LOCAL for info in found
-        )
-        callback = partial(self._receive, topic, kinds.STRING)
-        self._kept.append(
-            subscribe(self, String, topic, callback, reliable=latched, latched=latched, raw=True)
-        )
 
 
 @contextmanager
