@@ -12,11 +12,21 @@ import small_policy
 import torch
 from numpy.typing import NDArray
 from small_policy import DEPTH, INSTRUCTIONS, TEXT, VISION
-from transformers import ResNetConfig, ResNetModel, SmolVLMConfig, SmolVLMModel
+from transformers import (
+    DepthAnythingConfig,
+    DepthAnythingForDepthEstimation,
+    Dinov2Config,
+    DPTImageProcessor,
+    ResNetConfig,
+    ResNetModel,
+    SmolVLMConfig,
+    SmolVLMModel,
+)
 
 from ego_world_model.embodiment import load_embodiment
 from ego_world_model.kinematics import HandKinematics, HandState
 from ego_world_model.kinematics.state import matrix_from_6d
+from ego_world_model.perception.monocular_depth import MonocularDepth
 from ego_world_model.policy import MotionPolicy
 from ego_world_model.policy.cerebrum import CerebrumConfig
 from ego_world_model.policy.checkpoint import PolicyConfig, read_tokenizer
@@ -374,3 +384,58 @@ def test_a_missing_base_is_named(tmp_path: Path) -> None:
     normaliser = small_policy.wide_normaliser(Layout(fingers), 16)
     with pytest.raises(CheckpointError, match="absent is missing"):
         MotionPolicy(config, normaliser, word_tokenizer(INSTRUCTIONS))
+
+
+# -------------------------------------------------------------------- depth from one image
+
+
+def depth_folder(folder: Path, kind: str) -> Path:
+    """A random Depth Anything V2 in the published layout."""
+    backbone = Dinov2Config(
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        image_size=28,
+        patch_size=14,
+        out_features=["stage1", "stage2"],
+        reshape_hidden_states=False,
+    )
+    config = DepthAnythingConfig(
+        backbone_config=backbone,
+        reassemble_hidden_size=32,
+        reassemble_factors=[4, 2],
+        neck_hidden_sizes=[16, 32],
+        fusion_hidden_size=16,
+        head_hidden_size=8,
+        depth_estimation_type=kind,
+        max_depth=20,
+    )
+    torch.manual_seed(0)
+    DepthAnythingForDepthEstimation(config).save_pretrained(folder)
+    DPTImageProcessor(size={"height": 56, "width": 56}, ensure_multiple_of=14).save_pretrained(
+        folder
+    )
+    return folder
+
+
+def test_depth_comes_from_an_estimator_where_no_sensor_gives_it(
+    policy: MotionPolicy, tmp_path: Path
+) -> None:
+    """A metric Depth Anything V2 folder stands in for the sensor: the chunk is the one that its
+    own depth image gives. One that answers with relative depth is refused."""
+    estimator = depth_folder(tmp_path / "metric", "metric")
+    policy.save_pretrained(tmp_path / "policy")
+    loaded = MotionPolicy.from_pretrained(tmp_path / "policy", depth_estimator=estimator)
+    kinematics = HandKinematics(load_embodiment("g1_dex3"))
+    image, state, camera = seen(kinematics)
+    depth = MonocularDepth.from_pretrained(estimator)(image)
+    assert depth.shape == image.shape[:2] and (depth > 0).all() and depth.std() > 0
+    given = policy.predict(image, state, camera, depth=depth, seed=0)
+    estimated = loaded.predict(image, state, camera, seed=0)
+    without = policy.predict(image, state, camera, seed=0)
+    np.testing.assert_allclose(estimated.translation, given.translation, atol=1e-6)
+    assert np.abs(estimated.translation - without.translation).max() > 1e-6
+    with pytest.raises(CheckpointError, match="relative depth; the policy needs metres"):
+        MonocularDepth.from_pretrained(depth_folder(tmp_path / "relative", "relative"))
+    with pytest.raises(CheckpointError, match="nothing is not a depth estimator"):
+        MonocularDepth.from_pretrained(tmp_path / "nothing")

@@ -13,8 +13,9 @@ from torch.nn import functional as F
 from transformers import PreTrainedTokenizerBase
 
 from ego_world_model.kinematics.state import HandState
+from ego_world_model.perception.monocular_depth import MonocularDepth
 from ego_world_model.policy.cerebellum import Cerebellum
-from ego_world_model.policy.cerebrum import MODALITIES, Cerebrum, Observation, Prefix
+from ego_world_model.policy.cerebrum import Cerebrum, Observation, Prefix
 from ego_world_model.policy.checkpoint import (
     TOKENIZER,
     PolicyConfig,
@@ -55,6 +56,7 @@ class MotionPolicy(nn.Module):
         super().__init__()
         self.config, self.normaliser, self.tokenizer = config, normaliser, tokenizer
         self.metadata: dict[str, Any] = {}
+        self.depth_estimator: MonocularDepth | None = None
         self.layout = Layout(config.fingers)
         expected = (config.chunk, self.layout.width)
         if normaliser.action_low.shape != expected:
@@ -71,8 +73,18 @@ class MotionPolicy(nn.Module):
         )
 
     @classmethod
-    def from_pretrained(cls, name_or_folder: str | Path, *, device: str = "cpu") -> MotionPolicy:
+    def from_pretrained(
+        cls,
+        name_or_folder: str | Path,
+        *,
+        device: str = "cpu",
+        depth_estimator: str | Path | None = None,
+    ) -> MotionPolicy:
         """A shipped policy by name ("tiny"), or a folder written by ``save_pretrained``.
+
+        Args:
+            depth_estimator: folder of a metric depth estimator (see ``MonocularDepth``) that gives
+                the depth of images that come without; None: the policy then goes without depth.
 
         Raises:
             CheckpointError: if it is missing, corrupt or not understood; the message says which
@@ -103,6 +115,8 @@ class MotionPolicy(nn.Module):
                 error
             )
         policy.metadata = metadata
+        if depth_estimator is not None:
+            policy.depth_estimator = MonocularDepth.from_pretrained(depth_estimator, device=device)
         return policy.eval().requires_grad_(False).to(device)
 
     def save_pretrained(self, folder: str | Path, *, dtype: torch.dtype | None = None) -> None:
@@ -147,7 +161,8 @@ class MotionPolicy(nn.Module):
             intrinsics: (3, 3) pixels of the image, or of the size that it would have.
             instruction: in plain words, such as "grasp the red box with the left hand"; None or
                 empty: without.
-            depth: (H, W) metres along z, aligned with the image, 0 or NaN where unknown.
+            depth: (H, W) metres along z, aligned with the image, 0 or NaN where unknown; None:
+                what the depth estimator says, or, without one, the policy goes without.
             seed: of the noise that motion is made from; None: a fresh one.
             steps: Euler steps instead of the checkpoint's.
 
@@ -155,6 +170,8 @@ class MotionPolicy(nn.Module):
             ValueError: naming the argument that does not fit.
         """
         config = self.config
+        if depth is None and image is not None and self.depth_estimator is not None:
+            depth = self.depth_estimator(image)
         observation = self.observe(image, state, intrinsics, instruction=instruction, depth=depth)
         generator = torch.Generator().manual_seed(seed) if seed is not None else None
         noise = torch.randn(1, config.chunk, self.layout.width, generator=generator)
@@ -285,6 +302,3 @@ def resize_depth(depth: ArrayLike, size: int) -> Tensor:
 def normalised_depth(metres: Tensor, largest: float) -> Tensor:
     """Metres → what the depth encoder reads: 0 unknown, 1 at ``largest``; farther is unknown."""
     return torch.where(metres <= largest, metres / largest, torch.zeros_like(metres))
-
-
-__all__ = ["MODALITIES", "MotionPolicy", "PolicyConfig"]
