@@ -169,7 +169,7 @@ class Robot:
 
     def __init__(self, node: Any) -> None:
         from diagnostic_msgs.msg import DiagnosticArray
-        from sensor_msgs.msg import CameraInfo, Image
+        from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
         from ego_world_model import msg
         from ego_world_model.ros.qos import advertise
@@ -179,6 +179,7 @@ class Robot:
             topic: advertise(node, kind, topic)
             for topic, kind in (
                 ("camera/color/image_raw", Image),
+                ("camera/color/image_raw/compressed", CompressedImage),
                 ("camera/color/camera_info", CameraInfo),
                 ("hands/joints", msg.HandJoints),
                 ("imagined/rollout", msg.Rollout),
@@ -273,6 +274,26 @@ def test_node_subscribes_to_nothing_while_nobody_looks(robot):
         assert process.alive
         assert process.stop() == 0, process.output
         assert "Traceback" not in process.output
+
+
+@needs_browser
+def test_node_shows_one_eye_of_compressed_pairs(robot, tmp_path):
+    from sensor_msgs.msg import CompressedImage
+
+    from ego_world_model.media import encode_jpeg
+
+    pair = CompressedImage(
+        format="jpeg", data=encode_jpeg(np.hstack([plain(IMAGINED), plain(LIVE)]))
+    )
+    process, url = start_viewer(image_transport="compressed", stereo="right")
+    with process, Browser(url, tmp_path) as browser:
+
+        def shown() -> bool:
+            robot.publishers["camera/color/image_raw/compressed"].publish(pair)
+            return shows(browser, LIVE)
+
+        wait_until(shown, timeout=90, what="the right eye on the screen")
+        assert not shows(browser, IMAGINED), "the left eye is not shown"
 
 
 @needs_browser

@@ -71,13 +71,17 @@ class DepthFrames:
             return None
         return best
 
+    def flows(self, now: float) -> bool:
+        """Whether depth came lately (``now``: monotonic)."""
+        return bool(self._frames) and now - self._frames[-1][1] <= _FLOWS
+
     def settled(self, frame: CameraFrame, arrival: float, now: float) -> bool:
         """Whether nothing is gained by waiting: the frame's depth is here or will not come.
 
         Args:
             arrival: monotonic time at which the frame came.
         """
-        if not self._frames or now - self._frames[-1][1] > _FLOWS or now - arrival > self._wait:
+        if not self.flows(now) or now - arrival > self._wait:
             return True
         return self._frames[-1][0].stamp >= frame.stamp - _SYNC_NS
 

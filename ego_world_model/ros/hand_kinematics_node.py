@@ -20,7 +20,6 @@ from sensor_msgs.msg import CameraInfo, JointState
 
 from ego_world_model import msg
 from ego_world_model.camera import PinholeCamera
-from ego_world_model.embodiment import load_embodiment
 from ego_world_model.hands import SLOT_NAMES, HandJoints
 from ego_world_model.kinematics import HandKinematics
 from ego_world_model.kinematics.joint_buffer import JointBuffer, influential_joints
@@ -44,7 +43,8 @@ from ego_world_model.ros.parameters import declare
 from ego_world_model.ros.priority import set_nice
 from ego_world_model.ros.qos import advertise, subscribe
 from ego_world_model.ros.raw_image import RawImage
-from ego_world_model.ros.run import StartError, run_node
+from ego_world_model.ros.robot_description import load_robot
+from ego_world_model.ros.run import run_node
 from ego_world_model.ros.topics import CAMERA_INFO, HAND_JOINTS, JOINT_STATES
 from ego_world_model.visibility import DEPTH_TOLERANCE, measured_visibility, visibility
 
@@ -54,8 +54,8 @@ class HandKinematicsNode(Node):
 
     def __init__(self) -> None:
         super().__init__("hand_kinematics")
-        self._declare()
         self._diagnostics = Diagnostics(self)
+        self._declare()
         self._images = CameraIntake(self)
         self._depth = self._open_depth()
         self._pairer = FramePairer(
@@ -139,10 +139,7 @@ class HandKinematicsNode(Node):
             maximum=600.0,
             read_only=True,
         )
-        try:
-            robot = load_embodiment(name)
-        except (ValueError, OSError) as error:
-            raise StartError(f"parameter 'embodiment': {error}") from None
+        robot = load_robot(self, self._diagnostics, name, silence=self._silence)
         self._robot_name = robot.name
         self._kinematics = HandKinematics(robot)
         self._extra = robot.extra_slots if arms else ()
@@ -285,10 +282,13 @@ class HandKinematicsNode(Node):
         pixels = frame.camera.project(hands.positions)
         seen = visibility(hands, frame.camera, pixels)
         ready = frame.ready
-        if self._use_depth and (found := self._depth.of(frame.image)) is not None:
+        found = self._depth.of(frame.image) if self._use_depth else None
+        if found is not None:
             depth, arrival = found
             ready = max(ready, arrival)
             seen = seen * self._measured(hands, pixels, depth, frame.image)
+        elif self._use_depth and self._depth.flows(time.monotonic()):
+            self._diagnostics.count("frames without their depth")
         header = frame.image.header()
         self._publisher.publish(
             hand_joints_to_message(
