@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -51,11 +52,11 @@ def estimator() -> KeypointEstimator:
     return KeypointEstimator(EstimatorConfig(synthetic_scenes.SLOTS, channels=(16, 16)))
 
 
-def write_dataset(root: Path, episodes: int = 3) -> DatasetReader:
+def write_dataset(root: Path, episodes: int = 3, robot: str = "drawn") -> DatasetReader:
     first = synthetic_scenes.episode(0)
     with DatasetWriter(
         root,
-        embodiment=first.embodiment,
+        embodiment=robot,
         fps=first.fps,
         camera=first.camera,
         joint_names=first.joint_names,
@@ -65,7 +66,7 @@ def write_dataset(root: Path, episodes: int = 3) -> DatasetReader:
         split="test",
     ) as writer:
         for seed in range(episodes):
-            writer.write(synthetic_scenes.episode(seed))
+            writer.write(replace(synthetic_scenes.episode(seed), embodiment=robot))
     return DatasetReader(root)
 
 

@@ -1,6 +1,7 @@
 """``ego-world-model evaluate`` from checkpoint folders to tables, plots and strips; refusals."""
 
 import json
+from pathlib import Path
 
 import feature_networks
 import numpy as np
@@ -8,10 +9,12 @@ import pytest
 import small_evaluation
 from typer.testing import CliRunner
 
+from ego_world_model import embodiment
 from ego_world_model.evaluation.cli import app
 from ego_world_model.evaluation.metrics import Estimate
+from ego_world_model.evaluation.overview import part_names
 from ego_world_model.evaluation.plots import COLOURS, Panel, interval_figure, line_figure
-from ego_world_model.evaluation.runs import Run, model_labels
+from ego_world_model.evaluation.runs import Run, dataset_robot, model_labels
 from ego_world_model.media import read_image
 
 
@@ -116,6 +119,7 @@ def test_a_second_run_alone_gives_the_same_numbers(folders, compared, tmp_path):
         (["--masked", "0 2"], "shares in"),
         (["--study-steps", "1 two"], "whole numbers"),
         (["--model", "tiny", "--model", "tiny"], "given twice"),
+        (["--scenes", "1"], "'drawn' is neither built in"),
     ],
 )
 def test_impossible_wishes_are_refused_before_anything_runs(folders, tmp_path, options, says):
@@ -147,6 +151,63 @@ def test_feature_distances_stand_beside_the_kernel_distance_and_n(folders, tmp_p
     scores = document["models"]["checkpoint"]["features"]
     assert set(scores) == {"model", "copy_first"} and "all_fvd" not in scores["model"]
     assert scores["model"]["all_fid"]["n"] == 3 * (small_evaluation.FRAMES - 1)
+
+
+@pytest.fixture(scope="module")
+def side_by_side(folders):
+    """Two models on datasets of two robots, which name no robot that could be simulated."""
+    small_evaluation.write_dataset(folders / "other", robot="other_robot")
+    models = ["--model", folders / "a" / "checkpoint", "--model", folders / "b" / "checkpoint"]
+    out = folders / "robots"
+    done = evaluate(folders, out, "--data", folders / "other", *models)
+    assert done.exit_code == 0, done.output
+    return out
+
+
+def test_datasets_of_two_robots_are_reported_side_by_side(side_by_side):
+    """Each robot has its own report, as if it were alone, and a page sets their numbers in one
+    table."""
+    documents = {
+        robot: json.loads((side_by_side / robot / "results.json").read_text())
+        for robot in ("drawn", "other_robot")
+    }
+    assert all(document["about"]["robot"] == robot for robot, document in documents.items())
+    report = (side_by_side / "report.md").read_text()
+    row = next(line for line in report.splitlines() if line.startswith("| hand PSNR (dB)"))
+    cells = [cell.strip() for cell in row.split("|")[2:-1]]
+    assert len(cells) == 6  # two models and the truth, for each robot
+    for column, (robot, model) in {
+        0: ("drawn", "a/checkpoint"),
+        1: ("drawn", "b/checkpoint"),
+        3: ("other_robot", "a/checkpoint"),
+    }.items():
+        mean = documents[robot]["models"][model]["methods"]["model"]["hand_psnr"]["mean"]
+        assert cells[column].startswith(f"{mean:.2f} [")
+    gains = report.split("### b/checkpoint minus a/checkpoint")[1]
+    gain = documents["other_robot"]["differences"]["b/checkpoint"]["all"]["hand_psnr"]["mean"]
+    row = next(line for line in gains.splitlines() if line.startswith("| hand PSNR (dB)"))
+    assert row.split("|")[3].strip().startswith(f"{gain:+.2f} [")
+    assert (side_by_side / "other_robot" / "strips" / "best_0.png").exists()
+    assert "[other_robot](other_robot/report.md): 3 clips of other" in report
+
+
+def test_datasets_of_one_robot_are_told_apart_by_their_folders():
+    assert part_names([("a", "test"), ("b", "test")]) == ["a", "b"]
+    assert part_names([("a", "x"), ("a", "y"), ("b", "x")]) == ["a_x", "a_y", "b"]
+    with pytest.raises(ValueError, match="reported as a_x"):
+        part_names([("a", "x"), ("a", "x")])
+
+
+def test_a_robot_of_ones_own_plays_the_scenes_if_its_file_is_given(tmp_path):
+    """Scenes are simulated with the dataset's robot, so an unknown one is refused with a remedy."""
+    source = Path(embodiment.__file__).parent / "h1_inspire" / "h1_inspire.yaml"
+    text = source.read_text().replace("name: h1_inspire", "name: mine")
+    text = text.replace("model: h1_inspire.xml", f"model: {source.parent / 'h1_inspire.xml'}")
+    file = tmp_path / "mine.yaml"
+    file.write_text(text)
+    assert dataset_robot("mine", [str(file)]).joint_names == dataset_robot("h1_inspire").joint_names
+    with pytest.raises(ValueError, match="'mine' is neither built in .*--robot.*--scenes 0"):
+        dataset_robot("mine")
 
 
 def test_labels_are_the_shortest_ends_that_differ():

@@ -19,9 +19,9 @@ from ego_world_model.perception import KeypointEstimator
 TIMES = np.arange(6) / 10 * 3.2  # 1.6 s in few frames: every frame is rendered
 
 
-@pytest.fixture(scope="module")
-def robot():
-    return load_embodiment("g1_dex3")
+@pytest.fixture(scope="module", params=["g1_dex3", "h1_2_inspire"])
+def robot(request):
+    return load_embodiment(request.param)
 
 
 class Replay:

@@ -17,7 +17,13 @@ Item = TypeVar("Item", int, float)
 @app.command()
 def evaluate(
     *,
-    data: Annotated[Path, typer.Option(help="Dataset folder of held-out episodes with masks.")],
+    data: Annotated[
+        list[Path],
+        typer.Option(
+            help="Dataset folder of held-out episodes with masks. Several, such as one for each "
+            "robot, are reported side by side."
+        ),
+    ],
     model: Annotated[
         Optional[list[str]],  # noqa: UP045
         typer.Option(
@@ -36,6 +42,10 @@ def evaluate(
     scenes: Annotated[
         int, typer.Option(min=0, help="Simulated scenes with five futures each; 0 skips them.")
     ] = 5,
+    robot: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(help="YAML file of a dataset's robot that is not built in, for the scenes."),
+    ] = None,
     masked: Annotated[
         str,
         typer.Option(
@@ -75,9 +85,14 @@ def evaluate(
         raise typer.BadParameter("include 0, to compare with", param_hint="--masked")
     counts = _numbers(study_steps, int, "--study-steps", lambda n: n > 0, "whole numbers above 0")
     networks = _networks(features, feature_metric or [])
+    robots = _robots(data)
+    parts = _part_names(robots)
+    if scenes:
+        _check_robots(robots, robot or [])
 
     import torch
 
+    from ego_world_model.evaluation.overview import Part, write_overview
     from ego_world_model.evaluation.report import write_report
     from ego_world_model.evaluation.results import Evaluation
     from ego_world_model.evaluation.runs import Run
@@ -85,33 +100,74 @@ def evaluate(
 
     if threads:
         torch.set_num_threads(threads)
-    run = Run(
-        judge=KeypointEstimator.from_pretrained(estimator),
-        data=data,
-        clips=clips,
-        steps=steps,
-        scenes=scenes,
-        shares=shares,
-        step_counts=counts,
-        study_clips=study_clips,
-        networks=networks,
-        feature_metrics=tuple(feature_metric or ()),
-        seed=seed,
-        device=device,
-        track=_track,
-    )
-    results = run.evaluate(models)
-    about = {
-        "models": ", ".join(results),
-        "data": data.name,
-        "clips": len(next(iter(results.values())).clips),
-        "steps": steps or "the checkpoint's own",
-        "seed": seed,
-        "obedience scenes": scenes,
-    }
-    evaluation = Evaluation(about=about, models=results)
-    write_report(evaluation, out, strips=strips)
-    _print(evaluation, out)
+    judge = KeypointEstimator.from_pretrained(estimator)
+    summaries = {}
+    for folder, part in zip(data, parts, strict=True):
+        run = Run(
+            judge=judge,
+            data=folder,
+            clips=clips,
+            steps=steps,
+            scenes=scenes,
+            robots=tuple(robot or ()),
+            shares=shares,
+            step_counts=counts,
+            study_clips=study_clips,
+            networks=networks,
+            feature_metrics=tuple(feature_metric or ()),
+            seed=seed,
+            device=device,
+            track=_track,
+        )
+        results = run.evaluate(models)
+        about = {
+            "models": ", ".join(results),
+            "data": folder.name,
+            "robot": robots[folder],
+            "clips": len(next(iter(results.values())).clips),
+            "steps": steps or "the checkpoint's own",
+            "seed": seed,
+            "obedience scenes": scenes,
+        }
+        evaluation = Evaluation(about=about, models=results)
+        # The pictures of one dataset fill memory; only its numbers stay for the page over all.
+        summaries[part] = Part.of(evaluation, robots[folder])
+        place = out if len(parts) == 1 else out / part
+        write_report(evaluation, place, strips=strips)
+        _print(evaluation, place)
+        del results, evaluation
+    if len(parts) > 1:
+        write_overview(summaries, out)
+        typer.echo(f"{out / 'report.md'} has the datasets side by side")
+
+
+def _robots(data: Sequence[Path]) -> dict[Path, str]:
+    """{dataset folder: the robot that it names}."""
+    from ego_world_model.data import DatasetReader
+
+    if len(set(data)) < len(data):
+        raise typer.BadParameter("the same dataset is given twice", param_hint="--data")
+    return {folder: DatasetReader(folder).spec.embodiment for folder in data}
+
+
+def _part_names(robots: dict[Path, str]) -> list[str]:
+    from ego_world_model.evaluation.overview import part_names
+
+    try:
+        return part_names([(robot, folder.name) for folder, robot in robots.items()])
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--data") from error
+
+
+def _check_robots(robots: dict[Path, str], files: Sequence[str]) -> None:
+    """Refuse a robot that no scene can be simulated with, before anything slow begins."""
+    from ego_world_model.evaluation.runs import dataset_robot
+
+    for folder, robot in robots.items():
+        try:
+            dataset_robot(robot, files)
+        except (FileNotFoundError, ValueError) as error:
+            raise typer.BadParameter(f"{folder}: {error}", param_hint="--robot") from error
 
 
 def _numbers(

@@ -232,7 +232,8 @@ def different_futures(
 def _random_fingers(kinematics: HandKinematics, rng: np.random.Generator) -> NDArray[np.float64]:
     """(2, F) finger angles, each hand somewhere between open and half closed, in one parameter.
 
-    Zero is open for every Dex3 finger joint; its range lies on one side of zero.
+    Zero is open for every finger joint of the built-in hands. Those whose range lies on one side of
+    zero close towards its other end; the rest, which turn a thumb, stay at zero.
     """
     robot = kinematics.robot
     count = max(len(hand.fingers) for hand in robot.hands.values())

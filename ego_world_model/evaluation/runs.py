@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ego_world_model.data import DatasetReader, Episode
+from ego_world_model.embodiment import Embodiment, builtin_embodiments, load_embodiment
 from ego_world_model.evaluation.benchmark import Benchmark, ClipResult, Imagines, clip_regions
 from ego_world_model.evaluation.clips import ClipFormat, evaluation_clips
 from ego_world_model.evaluation.features import FeatureNetworks
@@ -25,8 +26,6 @@ from ego_world_model.perception import KeypointEstimator
 
 FEATURE_REGIONS = ("hand", "hand_object")
 FEATURE_METHODS = ("model", "copy_first")
-ROBOT = "g1_dex3"
-"""Robot of the simulated scenes with different futures."""
 
 Track = Callable[[Iterator[Any], str, int], list[Any]]
 """Collects results, given a description and how many there will be; a place for a progress bar."""
@@ -46,7 +45,8 @@ class Run:
         data: dataset folder.
         clips: so many, spread over the episodes.
         steps: denoising steps, None for each checkpoint's own.
-        scenes: of the obedience test; 0 leaves it out.
+        scenes: of the obedience test, with the dataset's robot; 0 leaves it out.
+        robots: names or YAML files of robots to look for the dataset's in; else a built-in one.
         shares: of hidden joints to study; empty for no study.
         step_counts: denoising steps to study; empty for no study.
         study_clips: clips of each study.
@@ -62,6 +62,7 @@ class Run:
     clips: int = 100
     steps: int | None = None
     scenes: int = 5
+    robots: tuple[str, ...] = ()
     shares: tuple[float, ...] = ()
     step_counts: tuple[int, ...] = ()
     study_clips: int = 40
@@ -93,11 +94,8 @@ class Run:
         results = self.track(runs, f"{label}: clips", len(episodes))
         futures = []
         if self.scenes:
-            from ego_world_model.embodiment import load_embodiment
-
-            runs = measure_obedience(
-                model, self.judge, load_embodiment(ROBOT), scenes=self.scenes, steps=self.steps
-            )
+            robot = dataset_robot(reader.spec.embodiment, self.robots)
+            runs = measure_obedience(model, self.judge, robot, scenes=self.scenes, steps=self.steps)
             futures = self.track(runs, f"{label}: futures", 5 * self.scenes)
         return ModelEvaluation(
             clips=results,
@@ -142,6 +140,24 @@ class Run:
             )
             for method in FEATURE_METHODS
         }
+
+
+def dataset_robot(name: str, robots: Sequence[str] = ()) -> Embodiment:
+    """The robot that a dataset names: one of ``robots`` (names or YAML files), else a built-in one.
+
+    Raises:
+        ValueError: if it is none of them.
+    """
+    given = {robot.name: robot for robot in map(load_embodiment, robots)}
+    if name in given:
+        return given[name]
+    if name in builtin_embodiments():
+        return load_embodiment(name)
+    raise ValueError(
+        f"the dataset's robot {name!r} is neither built in ({', '.join(builtin_embodiments())}) "
+        "nor given: name its YAML file with --robot, or leave out the simulated scenes of "
+        "different futures with --scenes 0"
+    )
 
 
 def model_labels(models: Sequence[str]) -> list[str]:
