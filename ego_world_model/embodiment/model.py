@@ -41,32 +41,47 @@ class JointTable:
     couplings: tuple[Coupling, ...]
 
 
-def build_pinocchio_model(path: Path) -> pin.Model:
+def build_pinocchio_model(path: Path, urdf: str | None = None) -> pin.Model:
     """Pinocchio model of an MJCF or URDF file whose root link does not move.
+
+    Args:
+        urdf: text of a URDF to read instead; ``path`` then only names it in errors.
 
     Raises:
         ValueError: if the file cannot be parsed, or has joints other than hinges and slides.
     """
-    if _is_urdf(path):
+    if urdf is not None or _is_urdf(path):
+        root = _urdf_tree(path, urdf)
         try:
-            return pin.buildModelFromUrdf(str(path))
+            return pin.buildModelFromXML(ElementTree.tostring(root, encoding="unicode"))
         except ValueError as error:
             raise ValueError(f"{path}: pinocchio cannot read this URDF: {error}") from error
     return _from_mujoco(_load_mjcf(path), path)
 
 
-def read_joint_table(path: Path) -> JointTable:
+def read_joint_table(path: Path, urdf: str | None = None) -> JointTable:
     """Joint names, limits, links and couplings of an MJCF or URDF file.
+
+    Args:
+        urdf: text of a URDF to read instead; ``path`` then only names it in errors.
 
     Raises:
         ValueError: as ``build_pinocchio_model``; also for a coupling that is not linear, follows a
             joint that follows another or does not exist, or leaves its driver no range.
     """
-    model = build_pinocchio_model(path)
-    if any(joint.nq != 1 for joint in model.joints[1:]):
-        raise ValueError(f"{path}: only joints with one coordinate are supported (bounded hinges)")
+    model = build_pinocchio_model(path, urdf)
+    pairs = zip(model.names[1:], model.joints[1:], strict=True)
+    unbounded = [name for name, joint in pairs if joint.nq != 1]
+    if unbounded:
+        raise ValueError(
+            f"{path}: only joints with one coordinate are supported (bounded hinges); write "
+            f"{', '.join(unbounded)} as revolute with limits, or as fixed where it does not matter"
+        )
     names = tuple(model.names[1:])
-    couplings = tuple(_urdf_mimics(path) if _is_urdf(path) else _mjcf_couplings(path))
+    described = urdf is not None or _is_urdf(path)
+    couplings = tuple(
+        _urdf_mimics(_urdf_tree(path, urdf)) if described else _mjcf_couplings(path)
+    )
     lower, upper = model.lowerPositionLimit.copy(), model.upperPositionLimit.copy()
     followers = {coupling.follower for coupling in couplings}
     for coupling in couplings:
@@ -104,6 +119,20 @@ def _narrow(
 
 def _is_urdf(path: Path) -> bool:
     return path.suffix.lower() == ".urdf"
+
+
+def _urdf_tree(path: Path, urdf: str | None) -> ElementTree.Element:
+    """Root element of a URDF, its shapes left out: meshes are not read and need not exist."""
+    try:
+        root = ElementTree.fromstring(path.read_text("utf-8") if urdf is None else urdf)
+    except ElementTree.ParseError as error:
+        raise ValueError(f"{path}: no XML ({error})") from None
+    if root.tag != "robot":
+        raise ValueError(f"{path}: holds <{root.tag}>, a URDF is one <robot>")
+    for link in root.iter("link"):
+        for shape in [*link.findall("visual"), *link.findall("collision")]:
+            link.remove(shape)
+    return root
 
 
 def _load_mjcf(path: Path) -> mujoco.MjModel:
@@ -172,8 +201,8 @@ def _add_joint(
     return joint_id, pin.SE3(np.eye(3), -anchor)
 
 
-def _urdf_mimics(path: Path) -> Iterable[Coupling]:
-    for joint in ElementTree.parse(path).getroot().iter("joint"):
+def _urdf_mimics(root: ElementTree.Element) -> Iterable[Coupling]:
+    for joint in root.iter("joint"):
         mimic = joint.find("mimic")
         if mimic is not None:
             yield Coupling(

@@ -34,34 +34,67 @@ _REACHES = ("finger_reach", "thumb_reach")
 _HAND = ("wrist", "arm", "fingers", "open", "closed", *_POINTS, *_REACHES)
 
 
-def read_embodiment(path: Path) -> Embodiment:
+def read_embodiment(path: Path, *, urdf: str | None = None) -> Embodiment:
     """The embodiment that a YAML file describes.
+
+    Args:
+        urdf: what came on the topic that ``model_topic`` names, where the file asks for one.
 
     Raises:
         ValueError: naming the file and the field that is wrong, what was expected and the remedy.
     """
+    return _Reader(path, _mapping(path), urdf).embodiment()
+
+
+def model_topic(path: Path) -> str | None:
+    """The topic from which a YAML file takes its model (``model: {topic: …}``), or None.
+
+    Raises:
+        ValueError: as ``read_embodiment``.
+    """
+    model = _mapping(path).get("model")
+    if not isinstance(model, dict):
+        return None
+    topic = model.get("topic")
+    if set(model) != {"topic"} or not isinstance(topic, str) or not topic:
+        raise ValueError(
+            f"{path}: field 'model' is {model!r}; write the name of a file, or "
+            "{topic: robot_description}"
+        )
+    return topic
+
+
+def _mapping(path: Path) -> dict[str, Any]:
     try:
         text = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
         raise ValueError(f"{path}: not YAML: {error}") from error
     if not isinstance(text, dict):
         raise ValueError(f"{path}: an embodiment file is a YAML mapping")
-    return _Reader(path, text).embodiment()
+    return text
 
 
 class _Reader:
     """One file being read; holds what every check needs to say where it failed."""
 
-    def __init__(self, path: Path, text: Mapping[str, Any]) -> None:
+    def __init__(self, path: Path, text: Mapping[str, Any], urdf: str | None) -> None:
         self.path, self.text = path, text
         self.check_fields("", text, _REQUIRED, _OPTIONAL)
-        self.model_path = path.parent / str(text["model"])
-        if not self.model_path.is_file():
+        topic = model_topic(path)
+        self.urdf = urdf if topic else None
+        self.model_path = Path(topic) if topic else path.parent / str(text["model"])
+        if topic and urdf is None:
+            raise ValueError(
+                f"{path}: field 'model' takes the robot from the topic {topic}, which the nodes of "
+                "a real robot's graph read; for commands and the simulation save it to a file and "
+                "name that (`ros2 param get --hide-type /robot_state_publisher robot_description`)"
+            )
+        if not topic and not self.model_path.is_file():
             raise ValueError(
                 f"{path}: field 'model' names {self.model_path}, which does not exist; give an "
                 "MJCF or URDF file relative to the YAML file"
             )
-        self.joints: JointTable = read_joint_table(self.model_path)
+        self.joints: JointTable = read_joint_table(self.model_path, self.urdf)
 
     def embodiment(self) -> Embodiment:
         text = self.text
@@ -87,6 +120,7 @@ class _Reader:
             description=str(text.get("description", "")),
             root=root,
             model_path=self.model_path,
+            urdf=self.urdf,
             camera=camera,
             camera_pose=pose,
             slots=self.slots(),

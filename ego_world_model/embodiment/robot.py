@@ -81,7 +81,8 @@ class Embodiment:
 
     Attributes:
         root: frame that kinematics are expressed in.
-        model_path: MJCF or URDF file.
+        model_path: MJCF or URDF file; where ``urdf`` holds the text of a URDF that came on a topic,
+            the name of that topic.
         camera: nominal intrinsics; ``camera_pose``: nominal mount of the optical frame.
         slots: slot name → point of the robot; slots that are missing are invalid.
         hands: "left"/"right" → chain.
@@ -105,6 +106,7 @@ class Embodiment:
     state_orders: Mapping[str, tuple[str, ...]]
     workspace: Workspace | None
     joints: JointTable = field(repr=False)
+    urdf: str | None = field(default=None, repr=False)
 
     @property
     def joint_names(self) -> tuple[str, ...]:

@@ -37,7 +37,7 @@ class HandKinematics:
 
     def __init__(self, robot: Embodiment) -> None:
         self.robot = robot
-        self.model = build_pinocchio_model(robot.model_path)
+        self.model = build_pinocchio_model(robot.model_path, robot.urdf)
         self._slot_frame: dict[str, int] = {}
         for slot, source in robot.slots.items():
             link = self.model.getFrameId(source.link, pin.FrameType.BODY)

@@ -42,6 +42,7 @@ from ego_world_model.ros.input_watch import InputWatch
 from ego_world_model.ros.pace import pace
 from ego_world_model.ros.parameters import declare
 from ego_world_model.ros.qos import advertise, subscribe
+from ego_world_model.ros.robot_description import load_robot
 from ego_world_model.ros.run import StartError, run_node
 from ego_world_model.ros.topics import JOINT_STATES
 
@@ -53,8 +54,8 @@ class UnitreeBridgeNode(Node):
 
     def __init__(self) -> None:
         super().__init__("unitree_bridge")
-        self._declare()
         self._diagnostics = Diagnostics(self)
+        self._declare()
         self._zeros = {topic: ZeroWatch() for topic in self._layouts}
         self._hands: dict[str, tuple[float, dict[str, float]]] = {}  # topic → (pace, joints)
         self._last_stamp = 0
@@ -128,10 +129,10 @@ class UnitreeBridgeNode(Node):
             maximum=600.0,
         )
         assumed = fixed("assume_zero", [""], "joints that no topic holds, published as 0 rad")
+        self._robot = load_robot(self, self._diagnostics, name, silence=self._silence)
         try:
-            self._robot = load_embodiment(name)
             self._layouts = _layouts(self._robot, hands, order=order, first=first)
-        except (ValueError, OSError) as error:
+        except ValueError as error:
             raise StartError(f"parameter 'embodiment' or 'hands': {error}") from None
         self._assumed = dict.fromkeys(filter(None, assumed), 0.0)
         unknown = sorted(set(self._assumed) - set(self._robot.joint_names))

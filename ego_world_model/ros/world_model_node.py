@@ -15,7 +15,6 @@ from functools import partial
 from rclpy.executors import MultiThreadedExecutor
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 
-from ego_world_model.embodiment import load_embodiment
 from ego_world_model.kinematics import HandKinematics
 from ego_world_model.ros.camera_frames import CameraIntake
 from ego_world_model.ros.camera_mount import declare_camera_mount
@@ -24,6 +23,7 @@ from ego_world_model.ros.diagnostics import ERROR, Diagnostics
 from ego_world_model.ros.imagine_action import ImagineAction
 from ego_world_model.ros.model_thread import ModelThread
 from ego_world_model.ros.reference_frames import MissingInput
+from ego_world_model.ros.robot_description import load_robot
 from ego_world_model.ros.rollout_inputs import Assembled, RolloutInputs, reject
 from ego_world_model.ros.rollout_publisher import RolloutPublisher
 from ego_world_model.ros.rollouts import STAGES, imagine, model_slots
@@ -53,10 +53,12 @@ class WorldModelNode(LifecycleNode):
         )
         # Ctrl-C must not wait for a long rollout: steps that follow it cancel.
         self.context.on_shutdown(self._thread.begin_closing)
-        try:
-            robot = load_embodiment(self._settings.embodiment)
-        except (ValueError, OSError) as error:
-            raise StartError(f"parameter 'embodiment': {error}") from None
+        robot = load_robot(
+            self,
+            self._diagnostics,
+            self._settings.embodiment,
+            silence=self._settings.silence_timeout,
+        )
         self._kinematics = HandKinematics(robot)
         self._mount = declare_camera_mount(self, robot)
         self._images = CameraIntake(self)

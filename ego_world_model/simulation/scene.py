@@ -101,7 +101,7 @@ def make_scene(
 
 def _checked_workspace(robot: Embodiment) -> Workspace:
     """The robot's workspace, once it is certain that the robot can work at the table."""
-    if robot.model_path.suffix.lower() == ".urdf":
+    if robot.urdf is not None or robot.model_path.suffix.lower() == ".urdf":
         raise ValueError(f"the simulation needs an MJCF model; {robot.name!r} names a URDF")
     if set(robot.hands) != {"left", "right"}:
         raise ValueError(
