@@ -191,8 +191,13 @@ class Cerebrum(nn.Module):
         return self.vlm.connector(features).to(self.place.weight.dtype)
 
     def depth_features(self, depth: Tensor) -> Tensor:
-        """(B, 1, S, S) → (B, C, s, s); the one channel is repeated, as the encoder reads colour."""
-        return self.depth(depth.expand(-1, 3, -1, -1)).last_hidden_state
+        """(B, 1, S, S) → (B, C, s, s); the one channel is repeated, as the encoder reads colour.
+
+        Each place is normalised over its channels: the alignment loss compares features of one
+        encoder with each other, and could else be lowered, or run away, by their size alone.
+        """
+        features = self.depth(depth.expand(-1, 3, -1, -1)).last_hidden_state.movedim(1, -1)
+        return F.layer_norm(features, features.shape[-1:]).movedim(-1, 1)
 
     def depth_tokens(self, features: Tensor) -> Tensor:
         """(B, C, s, s) → (B, V, width), at the places of the visual tokens."""
