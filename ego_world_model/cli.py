@@ -49,6 +49,11 @@ COMMANDS: dict[str, LazyCommand] = {
     "calibrate": LazyCommand(
         "ego_world_model.calibrate", "calibrate", "Find the head camera's true mount from pixels."
     ),
+    "calibrate-delay": LazyCommand(
+        "ego_world_model.calibrate_delay",
+        "calibrate_delay",
+        "Find how much later images are stamped than joint states.",
+    ),
     "data": LazyCommand("ego_world_model.data.cli", "data", "Inspect and check datasets."),
     "train": LazyCommand("ego_world_model.training.cli", "app", "Train the world model's parts."),
     "evaluate": LazyCommand(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +16,25 @@ from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 from transforms3d.euler import euler2mat, mat2euler
 
+from ego_world_model.calibration.delay import DelayEstimate
 from ego_world_model.calibration.problem import CalibrationError
 from ego_world_model.calibration.solver import CalibrationResult
 from ego_world_model.camera import CameraPose, PinholeCamera
 from ego_world_model.embodiment import Embodiment
 
 SECTIONS = ("hand_kinematics", "world_model")
-"""Nodes that take the correction of the mount."""
+"""Nodes that take the correction of the mount and the delay."""
 
 XYZ, RPY = "camera_correction_xyz", "camera_correction_rpy"
+OFFSET = "joint_time_offset"
+
+_EXPLAINED = {
+    XYZ: "m, in the nominal optical frame",
+    RPY: "rad, roll, pitch, yaw about its axes",
+    OFFSET: "s, added to the stamps of joint states",
+}
+_NOTE = re.compile(r"# (Camera mount|Camera-joint delay) of (\S+), written by")
+_USE = "For the robot's launch file, or `ego-world-model up`: calibration:=/path/of/this/file"
 
 
 def correction(result: CalibrationResult) -> tuple[list[float], list[float]]:
@@ -61,9 +73,12 @@ def summary(result: CalibrationResult) -> str:
 def write_parameters(path: str | Path, result: CalibrationResult, robot: Embodiment) -> Path:
     """Write the YAML that ``ros2 launch … calibration:=FILE`` and ``ego-world-model up`` take.
 
-    It holds ROS parameters only; RMS, standard deviations and cautions stand in its comments.
+    It holds ROS parameters only; RMS, standard deviations and cautions stand in its comments. A
+    delay that the file holds already (``write_delay``) stays in it.
+
+    Raises:
+        CalibrationError: the file is of another robot, or no parameter file.
     """
-    path = Path(path)
     xyz, rpy = correction(result)
     deviations = result.standard_deviations
     shift = ", ".join(f"{1e3 * v:.2f}" for v in deviations[3:6])
@@ -73,17 +88,92 @@ def write_parameters(path: str | Path, result: CalibrationResult, robot: Embodim
         f"{summary(result)}.",
         f"Standard deviations: x, y, z {shift} mm; about x, y, z {turn} degrees.",
         *(f"CAUTION: {sentence}" for sentence in cautions(result)),
-        "For the robot's launch file, or `ego-world-model up`: calibration:=/path/of/this/file",
     ]
-    text = "".join(f"# {line}\n" for line in lines)
+    return _merge(Path(path), lines, {XYZ: xyz, RPY: rpy}, robot)
+
+
+def write_delay(path: str | Path, estimate: DelayEstimate, robot: Embodiment) -> Path:
+    """Write the delay to the YAML of ``write_parameters``; a mount that it holds stays in it.
+
+    Raises:
+        CalibrationError: the file is of another robot, or no parameter file.
+    """
+    lines = [
+        f"Camera-joint delay of {robot.name}, written by `ego-world-model calibrate-delay`.",
+        f"Images are stamped {1e3 * estimate.delay:.1f} ms later than the joint states of the same "
+        "instant",
+        f"(standard deviation {1e3 * estimate.deviation:.1f} ms, from {estimate.seconds:.0f} s of "
+        "motion).",
+    ]
+    return _merge(Path(path), lines, {OFFSET: round(estimate.delay, 4)}, robot)
+
+
+def _merge(path: Path, note: list[str], values: Mapping[str, Any], robot: Embodiment) -> Path:
+    """Put parameters of both nodes into a file that may hold others, with a note on top."""
+    kept, parameters = _existing(path, robot) if path.exists() else ({}, {})
+    text = "\n".join(f"# {line}" for line in note)
+    kept[_title(text)] = text
     for section in SECTIONS:
-        text += (
-            f"\n/**/{section}:\n  ros__parameters:\n"
-            f"    {XYZ}: {xyz}   # m, in the nominal optical frame\n"
-            f"    {RPY}: {rpy}   # rad, roll, pitch, yaw about its axes\n"
-        )
-    _write(path, text)
+        node = parameters.setdefault(f"/**/{section}", {}).setdefault("ros__parameters", {})
+        node.update(values)
+    out = "\n#\n".join([*kept.values(), f"# {_USE}"]) + "\n"
+    for section, content in parameters.items():
+        out += f"\n{section}:\n  ros__parameters:\n"
+        for key, value in content["ros__parameters"].items():
+            shown = yaml.safe_dump(value, default_flow_style=True, width=1000).splitlines()[0]
+            out += f"    {key}: {shown}" + (f"   # {_EXPLAINED[key]}" if key in _EXPLAINED else "")
+            out += "\n"
+    _write(path, out)
     return path
+
+
+def _existing(path: Path, robot: Embodiment) -> tuple[dict[str, str], dict[str, Any]]:
+    """Notes by title and parameters by section of a file that is gone on with."""
+    text = path.read_text(encoding="utf-8")
+    try:
+        parameters = yaml.safe_load(text) or {}
+        sections = [section["ros__parameters"] for section in parameters.values()]
+        if not all(isinstance(section, dict) for section in sections):
+            raise TypeError
+    except (AttributeError, KeyError, TypeError, yaml.YAMLError):
+        raise CalibrationError(
+            f"{path} is there already and holds no ROS parameters; give another --out"
+        ) from None
+    comments = "\n".join(line for line in text.splitlines() if line.startswith("#"))
+    paragraphs = [paragraph.strip("\n") for paragraph in comments.split("\n#\n")]
+    notes = {_title(paragraph): paragraph for paragraph in paragraphs if _NOTE.match(paragraph)}
+    for paragraph in notes.values():
+        of = _NOTE.match(paragraph)
+        if of is not None and of[2] != robot.name:
+            raise CalibrationError(
+                f"{path} is a calibration of {of[2]}, not of {robot.name}; give another --out, or "
+                "the --robot that it is of"
+            )
+    # files of one note that were written before there were two have the advice in it
+    return {key: note.removesuffix(f"\n# {_USE}") for key, note in notes.items()}, parameters
+
+
+def _title(note: str) -> str:
+    found = _NOTE.match(note)
+    assert found is not None
+    return found[1]
+
+
+def read_time_offset(path: str | Path) -> float:
+    """Seconds that a file of ``write_delay`` adds to joint states' stamps; 0 where it has none.
+
+    Raises:
+        CalibrationError: if the file is no calibration.
+    """
+    path = Path(path)
+    try:
+        text = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return float(text[f"/**/{SECTIONS[0]}"]["ros__parameters"].get(OFFSET, 0.0))
+    except (AttributeError, KeyError, TypeError, ValueError, yaml.YAMLError):
+        raise CalibrationError(
+            f"{path} is no calibration: {OFFSET} stands below /**/{SECTIONS[0]}, as "
+            "`ego-world-model calibrate-delay` writes it"
+        ) from None
 
 
 def read_mount(path: str | Path, robot: Embodiment) -> CameraPose:

@@ -79,9 +79,7 @@ def read_joint_table(path: Path, urdf: str | None = None) -> JointTable:
         )
     names = tuple(model.names[1:])
     described = urdf is not None or _is_urdf(path)
-    couplings = tuple(
-        _urdf_mimics(_urdf_tree(path, urdf)) if described else _mjcf_couplings(path)
-    )
+    couplings = tuple(_urdf_mimics(_urdf_tree(path, urdf)) if described else _mjcf_couplings(path))
     lower, upper = model.lowerPositionLimit.copy(), model.upperPositionLimit.copy()
     followers = {coupling.follower for coupling in couplings}
     for coupling in couplings:

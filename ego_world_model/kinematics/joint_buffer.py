@@ -148,6 +148,11 @@ class JointBuffer:
         self._arrivals[slot] = arrival
         self._count += 1
 
+    def samples(self) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """All that is kept: stamps (N,) ns, rising, and q (N, nq) rad."""
+        kept = np.arange(self._count - len(self), self._count) % len(self._stamps)
+        return self._stamps[kept], self._q[kept]
+
     def at(self, stamp: int) -> Interpolated:
         """Joint positions at an image's ``stamp`` (nanoseconds), linear between the bracketing
         samples."""

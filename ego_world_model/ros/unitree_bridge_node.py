@@ -23,7 +23,7 @@ from rclpy.node import Node
 from rclpy.serialization import deserialize_message
 from sensor_msgs.msg import JointState
 
-from ego_world_model.embodiment import Embodiment, load_embodiment
+from ego_world_model.embodiment import Embodiment
 from ego_world_model.embodiment.motor_states import (
     BODY_GO,
     BODY_HG,

@@ -85,7 +85,7 @@ class FrameAssembler:
         self._topics, self._options, self._tally = topics, options, tally
         self._camera = camera
         self._task: str | None = None
-        self._states = _States(kinematics, options, tally)
+        self._states = RecordedJoints(kinematics, options, tally)
         self._waiting: deque[_Waiting] = deque()
         self._depths: deque[tuple[int, Any]] = deque(maxlen=_DEPTHS)
 
@@ -191,10 +191,18 @@ def read_camera(message: Any, topic: str) -> PinholeCamera:
         ) from error
 
 
-class _States:
+class RecordedJoints:
     """Joint states of all topics; each topic's set of names is interpolated on its own."""
 
-    def __init__(self, kinematics: HandKinematics, options: TopicOptions, tally: Tally) -> None:
+    def __init__(
+        self,
+        kinematics: HandKinematics,
+        options: TopicOptions,
+        tally: Tally,
+        *,
+        capacity: int = _SAMPLES,
+    ) -> None:
+        self._capacity = capacity
         self._robot, self._required = kinematics.robot, naming.required_joints(kinematics)
         self._options, self._tally = options, tally
         self._buffers: dict[tuple[str, tuple[str, ...]], JointBuffer] = {}
@@ -223,7 +231,7 @@ class _States:
             if joints.joints:
                 self._buffers[key] = JointBuffer(
                     joints.joints,
-                    capacity=_SAMPLES,
+                    capacity=self._capacity,
                     tolerance=self._options.tolerance,
                     time_offset=self._options.time_offset,
                 )
@@ -252,6 +260,32 @@ class _States:
                 return _REASONS[state.match]
             found |= dict(zip(buffer.joint_names, state.q.tolist(), strict=True))
         return self._robot.q_from(found)
+
+    def series(self) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """Everything kept, at the rate of the fastest topic: stamps (N,) ns and q (N, nq) rad.
+
+        Left out is what no other topic reaches, or lies in a gap of one.
+        """
+        buffers = sorted(self._buffers.values(), key=len, reverse=True)
+        stamps, q = buffers[0].samples() if buffers else (np.zeros(0, np.int64), np.zeros((0, 0)))
+        found = dict(zip(buffers[0].joint_names, q.T, strict=True)) if buffers else {}
+        usable = np.ones(len(stamps), bool)
+        for buffer in buffers[1:]:
+            others, q = buffer.samples()
+            later = np.clip(np.searchsorted(others, stamps), 1, max(1, len(others) - 1))
+            usable &= (stamps >= others[0]) & (stamps <= others[-1])
+            usable &= np.diff(others, append=others[-1])[later - 1] <= buffer.tolerance_ns
+            columns = [np.interp(stamps, others, column) for column in q.T]
+            found |= dict(zip(buffer.joint_names, columns, strict=True))
+        full = np.zeros((len(stamps), len(self._robot.joint_names)))
+        for name, column in found.items():
+            full[:, self._robot.joint_names.index(name)] = column
+        followers = [c for c in self._robot.couplings if c.follower not in found]
+        for coupling in followers:
+            driver = full[:, self._robot.joint_names.index(coupling.driver)]
+            follower = self._robot.joint_names.index(coupling.follower)
+            full[:, follower] = coupling.multiplier * driver + coupling.offset
+        return stamps[usable], full[usable]
 
     def finish(self) -> None:
         """Notes joint states that were left out, and joints that were never recorded.

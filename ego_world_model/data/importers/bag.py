@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from rosbags.highlevel import AnyReader, AnyReaderError
 from rosbags.serde import SerdeError
 
 from ego_world_model.camera import PinholeCamera
-from ego_world_model.data.importers.assembly import FrameAssembler, read_camera
+from ego_world_model.data.importers.assembly import FrameAssembler, RecordedJoints, read_camera
 from ego_world_model.data.importers.bag_messages import (
     CAMERA_INFO,
     HAND_STATE,
     OLD_HAND_STATE,
+    stamp_of,
     typestore,
 )
-from ego_world_model.data.importers.bag_topics import TopicOptions, choose_topics
+from ego_world_model.data.importers.bag_topics import TopicOptions, Topics, choose_topics
 from ego_world_model.data.importers.base import (
     RejectedError,
     SourceFrame,
@@ -68,23 +72,44 @@ class BagSource:
         return spell_out(self._path.stem)
 
     def frames(self, tally: Tally) -> Iterator[SourceFrame]:
+        with self._opened() as (reader, topics):
+            used = [c for c in reader.connections if c.msgcount and c.topic in topics.all]
+            camera: PinholeCamera | None = None
+            if topics.camera_info is not None:
+                camera = self._first_camera(reader, used, topics.camera_info)
+            assembler = FrameAssembler(
+                self._kinematics, topics, self._options, tally, camera=camera
+            )
+            for connection, received, raw in reader.messages(connections=used):
+                kind = connection.msgtype
+                message = self._decode(reader, raw, kind)
+                yield from assembler.add(connection.topic, kind, message, received)
+            yield from assembler.finish()
+
+    def joints(self, tally: Tally) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """All joint states at the rate of the recording: stamps (N,) ns and q (N, nq) rad.
+
+        Raises:
+            RejectedError: as ``frames``.
+        """
+        with self._opened() as (reader, topics):
+            used = [c for c in reader.connections if c.msgcount and c.topic in topics.joints]
+            longest = max(connection.msgcount for connection in used)
+            states = RecordedJoints(self._kinematics, self._options, tally, capacity=longest)
+            for connection, received, raw in reader.messages(connections=used):
+                message = self._decode(reader, raw, connection.msgtype)
+                stamp = received if self._options.use_received else stamp_of(message, received)
+                states.add(connection.topic, connection.msgtype, message, stamp)
+            states.finish()
+            return states.series()
+
+    @contextmanager
+    def _opened(self) -> Iterator[tuple[AnyReader, Topics]]:
+        """The bag and the topics of it that matter."""
         try:
             with AnyReader([self._path], default_typestore=typestore()) as reader:
-                connections = [c for c in reader.connections if c.msgcount]
-                types = {c.topic: c.msgtype for c in connections}
-                topics = choose_topics(types, self._options)
-                used = [c for c in connections if c.topic in topics.all]
-                camera: PinholeCamera | None = None
-                if topics.camera_info is not None:
-                    camera = self._first_camera(reader, used, topics.camera_info)
-                assembler = FrameAssembler(
-                    self._kinematics, topics, self._options, tally, camera=camera
-                )
-                for connection, received, raw in reader.messages(connections=used):
-                    kind = connection.msgtype
-                    message = self._decode(reader, raw, kind)
-                    yield from assembler.add(connection.topic, kind, message, received)
-                yield from assembler.finish()
+                types = {c.topic: c.msgtype for c in reader.connections if c.msgcount}
+                yield reader, choose_topics(types, self._options)
         except (AnyReaderError, SerdeError) as error:
             raise RejectedError(
                 f"the bag cannot be read: {error}",

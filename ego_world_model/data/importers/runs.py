@@ -113,13 +113,14 @@ def runs(
     yield from run.end()
 
 
-def _picture(
-    frame: SourceFrame, robot: Embodiment, options: ImportOptions, tally: Tally
-) -> Pictures:
-    """A frame's picture, depth and the intrinsics of their size, all resized as asked."""
-    image = frame.load()
-    height, width = image.shape[:2]
-    camera = options.camera or frame.camera
+def picture_camera(
+    camera: PinholeCamera | None, width: int, height: int, robot: Embodiment, tally: Tally
+) -> PinholeCamera:
+    """Intrinsics of a picture: those that are known, or the robot's nominal ones at its size.
+
+    Raises:
+        RejectedError: they are of another size or shape.
+    """
     if camera is None:
         camera = robot.camera
         if abs(camera.width * height - camera.height * width) > max(camera.width, width):
@@ -136,6 +137,16 @@ def _picture(
             f"{camera.width}x{camera.height}",
             "use the CameraInfo or calibration file of this resolution",
         )
+    return camera
+
+
+def _picture(
+    frame: SourceFrame, robot: Embodiment, options: ImportOptions, tally: Tally
+) -> Pictures:
+    """A frame's picture, depth and the intrinsics of their size, all resized as asked."""
+    image = frame.load()
+    height, width = image.shape[:2]
+    camera = picture_camera(options.camera or frame.camera, width, height, robot, tally)
     depth = None if frame.load_depth is None else frame.load_depth()
     if depth is not None and depth.shape != (height, width):
         raise RejectedError(
