@@ -204,6 +204,8 @@ def _stop_on_signals(stop: threading.Event) -> None:
     """The first ctrl-C ends the recording, a second one the program."""
 
     def end(*_: object) -> None:
+        if not stop.is_set():
+            os.write(2, b"\nending; what was recorded is written now\n")
         stop.set()
         signal.signal(signal.SIGINT, signal.default_int_handler)
 

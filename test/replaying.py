@@ -13,19 +13,17 @@ from support import NodeProcess
 
 START = 200.0  # seconds that imports may take on a busy machine
 
-RELIABLE = {
-    f"qos_overrides./{topic}.subscription.{policy}": value
-    for topic, depth in (
-        ("camera/color/image_raw", 200),
-        ("camera/color/camera_info", 200),
-        ("joint_states", 1000),
-    )
-    for policy, value in (("reliability", "reliable"), ("depth", depth))
-}
-"""Parameters with which a node loses nothing that a bag holds, however busy the machine is."""
-
 FRAMES = np.arange(30) / 15 + 0.013  # between joint states
+ROOT = Path(__file__).resolve().parent.parent
 STATES = np.arange(-5, 215) / 100
+
+
+def lossless(folder: Path) -> Path:
+    """The documented parameters with which ``hand_kinematics`` loses nothing of a bag."""
+    text = (ROOT / "docs/recording.md").read_text()
+    path = folder / "lossless.yaml"
+    path.write_text(text.split("```yaml\n")[1].split("```")[0])
+    return path
 
 
 def cli(*words: object, environment: Mapping[str, str] | None = None) -> NodeProcess:

@@ -13,8 +13,9 @@ pytest.importorskip("ego_world_model.msg", reason="needs the built interfaces: r
 
 import bags
 from bags import IMAGE_TOPIC, camera_messages, joint_messages, stamp, write_bag
+from rclpy.qos import ReliabilityPolicy
 from recordings import command, picture
-from replaying import FRAMES, RELIABLE, START, cli, replay, uneven_bag
+from replaying import FRAMES, START, cli, lossless, replay, uneven_bag
 from robot_player import Inbox
 from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import Image, JointState
@@ -30,8 +31,6 @@ from ego_world_model.ros.conversions import (
 )
 from ego_world_model.ros.qos import subscribe
 
-SIMULATED = {**RELIABLE, "use_sim_time": True, "joint_wait": 1.0}
-
 
 def keep_all(ros_node: Any, kind: type, topic: str) -> list[Any]:
     """The messages of a topic, none lost on a busy machine."""
@@ -45,8 +44,14 @@ def test_a_bag_driven_graph_gives_the_same_hands_at_any_speed(ros_node, tmp_path
     bag = uneven_bag(tmp_path / "bag")
     hands = Inbox(ros_node).listen(HandJoints, "hands/joints")
     plays: list[dict[int, bytes]] = []
-    with node("hand_kinematics_node", parameters=SIMULATED) as process:
+    settings = {"use_sim_time": True}
+    with node(
+        "hand_kinematics_node", parameters=settings, parameter_file=lossless(tmp_path)
+    ) as process:
         process.wait_for("waiting for", timeout=START)
+        offers = lambda: ros_node.get_subscriptions_info_by_topic("/joint_states")  # noqa: E731
+        wait_until(lambda: bool(offers()), timeout=60, what="the node subscribes")
+        assert offers()[0].qos_profile.reliability == ReliabilityPolicy.RELIABLE
         for rate in (1.0, 0.5, 4.0):
             before = len(hands)
             replay(bag, "--rate", rate)

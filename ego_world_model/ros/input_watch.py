@@ -59,6 +59,10 @@ class InputWatch:
         self._seen[topic] = time.monotonic()
         self._ever.add(topic)
 
+    def stop(self) -> None:
+        """Says nothing more."""
+        self._timer.cancel()
+
     def missing(self) -> list[str]:
         """Topics without a message for ``after`` seconds."""
         now = time.monotonic()

@@ -153,6 +153,7 @@ class RecorderNode(Node):
     def stop_receiving(self) -> None:
         """Takes in nothing more; what waits can still be taken."""
         self._closed = True
+        self._watch.stop()
 
     def _discover(self) -> None:
         """Subscribes to what is published, in the form in which it is published."""
