@@ -17,13 +17,23 @@ import pytest
 pytest.importorskip("rclpy", reason="needs ROS 2: run script/setup")
 pytest.importorskip("ego_world_model.msg", reason="needs the built interfaces: run script/setup")
 
-from imagined_graph import Listener, Robot, random_checkpoint, ros_graph, world_model
+from imagined_graph import (
+    Listener,
+    Robot,
+    ended,
+    random_checkpoint,
+    ros_graph,
+    send,
+    world_model,
+)
 from lenses import LENSES, Lens, apart, share_on_hands
 from PIL import Image as Picture
+from rclpy.action import ActionClient
 from robot_player import ROBOT, Inbox, Reports, RobotPlayer, playing
 from sensor_msgs.msg import Image
 from support import NodeProcess, node, wait_until
 
+from ego_world_model.action import Imagine
 from ego_world_model.camera import PinholeCamera
 from ego_world_model.kinematics import HandKinematics
 from ego_world_model.media import encode_jpeg, resize
@@ -31,6 +41,7 @@ from ego_world_model.msg import HandJoints
 from ego_world_model.ros.conversions import (
     camera_from_info,
     hand_trajectory_from_message,
+    hand_trajectory_to_message,
     rgb_from_image,
 )
 from ego_world_model.visibility import visibility
@@ -302,12 +313,28 @@ def test_the_world_model_starts_from_the_rectified_eye(ros_domain, tmp_path, see
             settings = {"image_transport": "compressed", "stereo": "left"}
             with world_model(random_checkpoint(tmp_path), **settings) as process:
                 rollout = listener.wait_for_rollout()
+                stamp = robot.now()
+                goal = Imagine.Goal(
+                    candidates=[
+                        hand_trajectory_to_message(
+                            robot.motion(), header=robot.header(stamp), source="test"
+                        )
+                    ],
+                    image=robot.image(stamp),
+                    camera_info=robot.info(stamp),
+                )
+                client = ActionClient(ros, Imagine, "imagine")
+                assert client.wait_for_server(60.0)
+                answer = ended(client, send(client, goal)).result
                 robot.compress = lambda pixels: jpeg(pixels)[:2000]
                 process.wait_for("data cannot be decoded", timeout=60)
                 robot.compress = jpeg
                 listener.wait_for_rollout()
         finally:
             robot.close()
+    assert answer.success, answer.message
+    asked = rgb_from_image(answer.rollouts[0].frames[0]).astype(int)
+    assert np.abs(asked - resize(ideal.rgb, 128, 96)).mean() < 4, "a goal's frame, too"
     first = rgb_from_image(rollout.frames[0]).astype(int)
     assert np.abs(first - resize(ideal.rgb, 128, 96)).mean() < 4
     assert np.abs(first - resize(through.rgb, 128, 96)).mean() > 8, "the lens bends"

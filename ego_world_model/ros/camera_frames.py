@@ -114,7 +114,7 @@ class CameraIntake:
             choices=TRANSPORTS,
             read_only=True,
         )
-        self._eye = declare(
+        self.eye: str = declare(
             node,
             "stereo",
             "none",
@@ -192,16 +192,20 @@ class CameraIntake:
         self, stamp: int, frame_id: str, size: tuple[int, int], content: RawImage | memoryview
     ) -> CameraFrame:
         try:
-            width = eye_width(size[0], self._eye)
+            width = eye_width(size[0], self.eye)
         except ValueError as error:
             raise MessageError(
                 self.topic, "width", str(error), "set the parameter stereo to none"
             ) from None
-        return CameraFrame(stamp, frame_id, width, size[1], content, self.topic, self._eye)
+        return CameraFrame(stamp, frame_id, width, size[1], content, self.topic, self.eye)
 
 
-def frame_from_message(message: Image, stamp: int, *, topic: str) -> CameraFrame:
-    """A frame of an image that came in another message, at ``stamp`` nanoseconds; of one eye."""
+def frame_from_message(message: Image, stamp: int, *, topic: str, eye: str = "none") -> CameraFrame:
+    """A frame of an image that came in another message, at ``stamp`` nanoseconds.
+
+    Args:
+        eye: which half of the image is meant; its width must be even then.
+    """
     raw = RawImage(
         stamp,
         message.header.frame_id,
@@ -212,4 +216,5 @@ def frame_from_message(message: Image, stamp: int, *, topic: str) -> CameraFrame
         message.step,
         memoryview(message.data),
     )
-    return CameraFrame(stamp, raw.frame_id, raw.width, raw.height, raw, topic)
+    width = eye_width(raw.width, eye)
+    return CameraFrame(stamp, raw.frame_id, width, raw.height, raw, topic, eye)

@@ -39,6 +39,7 @@ class ImagineAction:
     Args:
         now: the node's clock, nanoseconds.
         count: adds one to a counter of the diagnostics.
+        eye: which half of a goal's image is meant where it is twice as wide as its CameraInfo.
         max_candidates: refuse goals with more (memory grows with their number).
     """
 
@@ -51,6 +52,7 @@ class ImagineAction:
         frames: ReferenceFrames,
         now: Callable[[], int],
         count: Callable[[str], None],
+        eye: str = "none",
         max_candidates: int = 16,
     ) -> None:
         self._model: WorldModel | None = None
@@ -60,6 +62,7 @@ class ImagineAction:
         self._now = now
         self._node = node
         self._count = count
+        self._eye = eye
         self._max_candidates = max_candidates
         self._log = node.get_logger()
         self.active = False
@@ -134,9 +137,12 @@ class ImagineAction:
         now = self._now()
         if request.image.width:
             stamp = nanoseconds(request.image.header.stamp)
+            info = request.camera_info
+            # as it comes from a camera with two eyes, or the eye alone: CameraInfo tells
+            eye = self._eye if request.image.width == 2 * info.width else "none"
             reference = reference_from_frame(
-                frame_from_message(request.image, stamp, topic="imagine: image"),
-                request.camera_info,
+                frame_from_message(request.image, stamp, topic="imagine: image", eye=eye),
+                info,
                 received=now,
                 info_topic="imagine: camera_info",
             )

@@ -174,6 +174,7 @@ class WorldModelNode(LifecycleNode):
             frames=self._inputs.frames,
             now=self._now,
             count=self._diagnostics.count,
+            eye=self._images.eye,
             max_candidates=settings.max_candidates,
         )
 
