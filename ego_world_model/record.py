@@ -66,6 +66,7 @@ def record(
         Optional[bool],  # noqa: UP045
         typer.Option("--depth/--no-depth", help="Depth images; where there are any if not given."),
     ] = None,
+    stereo: opt.Stereo = opt.Eye.none,
     joint_topic: opt.JointTopics = None,
     instruction_topic: Annotated[
         opt.Topic, typer.Option(help="std_msgs/String; `instruction` if not given.")
@@ -117,6 +118,7 @@ def record(
         read_camera_info=camera_info is None,
         tolerance=joint_tolerance,
         time_offset=joint_time_offset,
+        eye=stereo.value,
     )
     if bag is None:
         _from_graph(

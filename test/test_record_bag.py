@@ -123,6 +123,23 @@ def test_a_delay_between_joints_and_camera_is_taken_out(tmp_path):
     np.testing.assert_allclose(episode.state[:, elbow], wanted, atol=1e-6)
 
 
+@pytest.mark.parametrize("eye", ["left", "right"])
+def test_one_eye_of_two_side_by_side(tmp_path, eye):
+    """Pictures of double width, the CameraInfo of one eye; the other eye is black."""
+
+    def both(when, image):
+        eyes = [image, np.zeros_like(image)]
+        return bags.raw_image(when, np.hstack(eyes if eye == "left" else eyes[::-1]))
+
+    messages = camera_messages(FRAMES, image=both) + joint_messages(STATES)
+    bag = write_bag(tmp_path / "bag", messages)
+    assert record(bag, tmp_path / "wrong").exit_code == 1
+    assert "--stereo" in report_of(tmp_path / "wrong")["bag"]["remedy"]
+    assert record(bag, tmp_path / "out", "--stereo", eye).exit_code == 0
+    images = check_sound(tmp_path / "out").episode(0).images
+    np.testing.assert_array_equal(images, [picture(k) for k in range(20)])
+
+
 def test_options_of_the_live_graph_are_refused_for_a_bag(tmp_path):
     done = record(write_bag(tmp_path / "bag", PLAIN), tmp_path / "out", "--seconds", 1)
     assert done.exit_code == 2 and "--seconds" in done.output

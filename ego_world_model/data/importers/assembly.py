@@ -32,6 +32,7 @@ from ego_world_model.data.importers.bag_topics import TopicOptions, Topics, hand
 from ego_world_model.data.importers.base import RejectedError, SourceFrame, Tally
 from ego_world_model.kinematics import HandKinematics
 from ego_world_model.kinematics.joint_buffer import JointBuffer, Match
+from ego_world_model.stereo import one_eye
 
 _WAIT_NS = 1_000_000_000
 """Nanoseconds of recording that a frame waits for the joint states behind its stamp."""
@@ -161,7 +162,7 @@ class FrameAssembler:
             load_depth = partial(depth_from_message, depth)
         yield SourceFrame(
             stamp=frame.stamp,
-            load=partial(rgb_from_message, frame.message),
+            load=partial(_picture, frame.message, self._options.eye),
             load_depth=load_depth,
             q=q,
             number=frame.number,
@@ -175,6 +176,11 @@ class FrameAssembler:
             return None
         nearest = min(self._depths, key=lambda entry: abs(entry[0] - stamp))
         return nearest[1] if abs(nearest[0] - stamp) <= _SYNC_NS else None
+
+
+def _picture(message: Any, eye: str) -> NDArray[np.uint8]:
+    """(H, W, 3) RGB of an image message, or of one eye of it."""
+    return np.ascontiguousarray(one_eye(rgb_from_message(message), eye))
 
 
 def read_camera(message: Any, topic: str) -> PinholeCamera:

@@ -33,6 +33,7 @@ class TopicOptions:
         depth: depth topic, aligned to the image.
         read_depth: whether to read depth at all; None: where the recording has an aligned topic.
         instruction: topic of the instruction in words.
+        eye: which half of a side-by-side stereo picture is the camera's (``stereo.EYES``).
     """
 
     image: str | None = None
@@ -46,6 +47,7 @@ class TopicOptions:
     depth: str | None = None
     read_depth: bool | None = False
     instruction: str | None = None
+    eye: str = "none"
 
 
 @dataclass(frozen=True, kw_only=True)

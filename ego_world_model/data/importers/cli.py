@@ -35,6 +35,7 @@ def bag(
     middle_first: Annotated[
         bool, typer.Option(help="The right Dex3 hand lists middle before index.")
     ] = False,
+    stereo: opt.Stereo = opt.Eye.none,
     fps: opt.Fps = 30.0,
     size: opt.Size = None,
     camera_info: opt.CameraFile = None,
@@ -63,6 +64,7 @@ def bag(
             tolerance=joint_tolerance,
             time_offset=joint_time_offset,
             middle_first=middle_first,
+            eye=stereo.value,
         )
         for found in find_bags(path):
             yield BagSource(found, root=path, kinematics=kinematics, options=topics)

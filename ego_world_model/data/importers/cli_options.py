@@ -20,6 +20,14 @@ class Storage(str, Enum):
     video = "video"
 
 
+class Eye(str, Enum):
+    """As ``stereo.EYES``."""
+
+    none = "none"
+    left = "left"
+    right = "right"
+
+
 # Options that every importer has. Optional[...]: Typer evaluates annotations on Python 3.10.
 Robot = Annotated[str, typer.Option(help="Embodiment name or YAML file of the recorded robot.")]
 Out = Annotated[Path, typer.Option(help="Dataset folder; made or gone on with.")]
@@ -46,6 +54,10 @@ StorageOption = Annotated[
 ]
 MinSeconds = Annotated[float, typer.Option(min=0.0, help="Drop shorter runs without a gap.")]
 MaxSeconds = Annotated[float, typer.Option(min=0.1, help="Cut longer runs into episodes.")]
+Stereo = Annotated[
+    Eye,
+    typer.Option(help="Pictures hold two eyes side by side: which one is used; CameraInfo is its."),
+]
 Topic = Optional[str]  # noqa: UP045
 JointTopics = Annotated[
     Optional[list[str]],  # noqa: UP045

@@ -135,7 +135,9 @@ def picture_camera(
         raise RejectedError(
             f"pictures are {width}x{height} but the intrinsics are for "
             f"{camera.width}x{camera.height}",
-            "use the CameraInfo or calibration file of this resolution",
+            "choose the eye with --stereo if pictures hold two"
+            if width == 2 * camera.width
+            else "use the CameraInfo or calibration file of this resolution",
         )
     return camera
 
