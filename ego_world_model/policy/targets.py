@@ -20,6 +20,7 @@ from ego_world_model.policy.limits import JointLimits
 _SIDES = ("left", "right")
 _MISSED = (2e-3, 0.02)  # metres, radians; a wrist farther off is said to be limited by its bounds
 _HOMING = 0.02  # of the way to the neutral pose, which joints that the wrists leave free go a step
+_CALM = 6e-3  # pull towards the step before: damps joints that hardly move the wrist
 _AT = 1e-6  # radians; a joint this close to a bound is at it
 
 
@@ -169,7 +170,7 @@ class _Stepper:
     def __init__(self, limits: JointLimits, fingers: Mapping[str, NDArray[np.intp]]) -> None:
         self._limits = limits
         self._robot = limits.kinematics.robot
-        self._solver = ArmSolver(self._robot, limits.kinematics.model)
+        self._solver = ArmSolver(self._robot, limits.kinematics.model, posture_cost=_CALM)
         self._apart = HandsApart(limits.clearance, limits.margin)
         self._yielding = HandsApart(limits.clearance, limits.margin, yielding=True)
         resting = [hand.arm for side, hand in self._robot.hands.items() if side not in fingers]
