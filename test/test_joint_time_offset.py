@@ -24,7 +24,7 @@ from trajectory_msgs.msg import JointTrajectory
 from ego_world_model.kinematics import HandKinematics
 from ego_world_model.kinematics.joint_buffer import JointBuffer, Match
 from ego_world_model.msg import HandJoints
-from ego_world_model.ros.camera_frames import CameraIntake
+from ego_world_model.ros.camera_frames import CameraFrame, CameraIntake
 from ego_world_model.ros.conversions import (
     MessageError,
     hand_joints_from_message,
@@ -35,6 +35,7 @@ from ego_world_model.ros.conversions import (
     stamp_from_nanoseconds,
 )
 from ego_world_model.ros.diagnostics import Diagnostics
+from ego_world_model.ros.frame_pairing import FramePairer
 from ego_world_model.ros.qos import advertise
 from ego_world_model.ros.rollout_inputs import RolloutInputs
 
@@ -100,6 +101,25 @@ def test_offset_is_added_to_the_stamps_of_joint_states(offset):
     found = buffer.at(105 * MS)
     assert found.match is Match.FOUND and found.q is not None
     np.testing.assert_allclose(found.q, 0.105 - offset)
+
+
+@pytest.mark.parametrize(
+    ("ms", "words"),
+    [(2200, "an image is 2.000 s newer than"), (-1800, "an image is 2.000 s older than")],
+)
+def test_clocks_that_differ_point_to_the_offset(ms, words):
+    """A frame that no joint state can be paired with is dropped, and the parameter named."""
+    buffer = JointBuffer(("a",))
+    for stamp in range(0, 201, 10):
+        buffer.add(stamp * MS, ["a"], [0.0])
+    dropped: list[str] = []
+    pairer = FramePairer(
+        buffer, wait=0.1, info_topic="/info", on_drop=lambda _, why: dropped.append(why)
+    )
+    pairer.add(CameraFrame(ms * MS, FRAME, 64, 48, memoryview(b"")), 0.0)
+    assert pairer.take(1.0) == []
+    (why,) = dropped
+    assert words in why and "differ (a constant delay belongs into joint_time_offset)" in why
 
 
 @pytest.mark.parametrize("offset", [0.2, -0.2])

@@ -116,6 +116,8 @@ def test_body_and_dex3_hands_become_one_joint_state(unitree, ros_node):
             wait_until(lambda: len(states[-1].name) == 29, timeout=60, what="hands are left out")
         rejected = lambda: "dex3/left/state rejected" in reports.values  # noqa: E731
         wait_until(rejected, timeout=60, what="the refused hand is counted")
+        with robot({"lowstate": [0.0] * 35}, unitree):
+            bridge.wait_for("/lowstate holds nothing but zeros: the motors are not", timeout=60)
         assert bridge.alive
 
 
