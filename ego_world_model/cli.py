@@ -59,6 +59,9 @@ COMMANDS: dict[str, LazyCommand] = {
     "evaluate": LazyCommand(
         "ego_world_model.evaluation.cli", "app", "Measure a checkpoint on held-out episodes."
     ),
+    "evaluate-policy": LazyCommand(
+        "ego_world_model.evaluation.policy.cli", "app", "Measure a motion policy, also in action."
+    ),
     "import": LazyCommand(
         "ego_world_model.importing", "app", "Import published models and recordings."
     ),
