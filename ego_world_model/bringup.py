@@ -128,8 +128,8 @@ COMMON_ARGUMENTS = (
     Argument(
         "calibration",
         "",
-        "the camera's true mount, as `ego-world-model calibrate` writes it (YAML); empty: as in "
-        "params_file",
+        "the camera's true mount and delay, as `ego-world-model calibrate` and `calibrate-delay` "
+        "write them (YAML); empty: as in params_file",
     ),
     Argument("namespace", "", "namespace of all nodes and of their relative topics"),
     Argument("use_sim_time", "false", "take the time from /clock, as when a bag plays", BOOLEAN),
