@@ -107,6 +107,9 @@ class NodeSpec:
 
 BOOLEAN = ("true", "false")
 
+POLICY = "false"
+"""Whether a graph runs the motion policy where nobody says so (argument ``policy``)."""
+
 CAMERAS = ("external", "realsense")
 
 # What the RealSense driver, named and placed as its own launch file does, publishes.
@@ -143,10 +146,31 @@ COMMON_ARGUMENTS = (
     ),
     Argument("checkpoint", "", "world model: name or folder; empty: as in params_file"),
     Argument(
+        "policy",
+        "",
+        "start the motion policy, which predicts where the hands move next; empty: "
+        f"{POLICY}, and true where execute:=true",
+        ("", *BOOLEAN),
+    ),
+    Argument("policy_checkpoint", "", "motion policy: name or folder; empty: as in params_file"),
+    Argument(
+        "instruction",
+        "",
+        "what the hands are to do, in words, such as 'grasp the red box with the left hand and "
+        "move it'; empty: what the topic `instruction` says (the simulation gives tasks there)",
+    ),
+    Argument(
+        "execute",
+        "false",
+        "the simulated robot follows the policy through tasks in words, instead of scripted "
+        "motion (needs sim:=true)",
+        BOOLEAN,
+    ),
+    Argument(
         "motion_source",
         "",
         "motion to imagine: planned (joint_trajectory/planned) or predicted (hands/predicted); "
-        "empty: as in params_file",
+        "empty: predicted where the policy runs, else as in params_file",
         ("", "planned", "predicted"),
     ),
     Argument(
@@ -209,7 +233,11 @@ COMMON_NODES = (
     NodeEntry(
         "robot_sim",
         "robot_sim",
-        parameters={"embodiment": "{embodiment}"},
+        parameters={
+            "embodiment": "{embodiment}",
+            "execute": "{execute}",
+            "instruction": "{instruction}",
+        },
         remaps=CAMERA_REMAPS,
         condition="sim",
     ),
@@ -239,6 +267,18 @@ COMMON_NODES = (
             "use_depth": "{use_depth}",
         },
         remaps=CAMERA_REMAPS,
+    ),
+    NodeEntry(
+        "motion_policy",
+        "motion_policy",
+        parameters={
+            **_IMAGES,
+            "embodiment": "{embodiment}",
+            "checkpoint": "{policy_checkpoint}",
+            "instruction": "{instruction}",
+        },
+        remaps=CAMERA_REMAPS,
+        condition="policy",
     ),
     NodeEntry(
         "world_model",
@@ -294,6 +334,7 @@ def complete(bringup: Bringup, given: Mapping[str, str]) -> dict[str, str]:
             "sim:=true and bridge:=true would both publish joint_states; the bridge is for a real "
             "robot"
         )
+    _complete_policy(values)
     if values["sim"] == "true":
         for name, has in (("image_transport", "raw"), ("stereo", "none")):
             if values[name] not in ("", has):
@@ -312,6 +353,24 @@ def complete(bringup: Bringup, given: Mapping[str, str]) -> dict[str, str]:
                 "or start the driver yourself (camera:=external)"
             )
     return values
+
+
+def _complete_policy(values: dict[str, str]) -> None:
+    """Decide whether the policy runs, and whose motion is imagined."""
+    execute = values["execute"] == "true"
+    if execute and values["sim"] != "true":
+        raise BringupError(
+            "execute:=true lets the simulated robot follow the policy and needs sim:=true; nothing "
+            "here moves a real robot: feed joint_trajectory/predicted to a controller of yours"
+        )
+    values["policy"] = values["policy"] or ("true" if execute else POLICY)
+    runs = values["policy"] == "true"
+    if execute and not runs:
+        raise BringupError("execute:=true follows the motion policy; leave policy:=false out")
+    if runs and not values["motion_source"]:
+        values["motion_source"] = "predicted"
+    if values["policy_checkpoint"] and not runs:
+        raise BringupError("policy_checkpoint is for the motion policy; add policy:=true")
 
 
 def resolve(

@@ -26,7 +26,10 @@ class Ended:
 
 
 class ProcessGroup:
-    """Named child processes, each in a session of its own so that its children end with it.
+    """Named child processes, each in a process group of its own so that its children end with it.
+
+    They stay in one session: Linux shares the processors out between sessions first, and a niceness
+    counts only within one (``sched_autogroup``).
 
     On Linux the children also get SIGTERM when this process dies without ending them.
     """
@@ -47,8 +50,7 @@ class ProcessGroup:
             command,
             env=dict(environment),
             stdin=subprocess.DEVNULL,
-            start_new_session=True,
-            preexec_fn=_die_with_parent,
+            preexec_fn=_in_own_group,
         )
 
     def reap(self) -> list[Ended]:
@@ -92,6 +94,8 @@ _prctl = _load_prctl()  # looked up here: between fork and exec as little as pos
 _PR_SET_PDEATHSIG = 1
 
 
-def _die_with_parent() -> None:
+def _in_own_group() -> None:
+    """Between fork and exec: lead a process group, and die with the parent."""
+    os.setpgid(0, 0)
     if _prctl is not None:
         _prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM))

@@ -6,9 +6,13 @@ import pytest
 import yaml
 from support import node, wait_until
 
-MODULES = ("hand_kinematics", "robot_sim", "viewer", "world_model")
+MODULES = ("hand_kinematics", "motion_policy", "robot_sim", "viewer", "world_model")
 # what would be slow or need a free port, and is not what is tested
-QUIET = {"world_model": {"autostart": False}, "viewer": {"port": 0}}
+QUIET = {
+    "motion_policy": {"autostart": False},
+    "world_model": {"autostart": False},
+    "viewer": {"port": 0},
+}
 
 
 @pytest.mark.parametrize("name", MODULES)

@@ -44,7 +44,7 @@ class Diagnostics:
         self._lock = threading.Lock()
         self._counts: Counter[str] = Counter()
         self._ticks: dict[str, deque[float]] = {}
-        self._latencies: dict[str, deque[tuple[float, float]]] = {}
+        self._samples: dict[str, tuple[str, deque[tuple[float, float]]]] = {}
         self._values: dict[str, str] = {}
         self._recent: dict[str, tuple[float, bytes, str]] = {}
         self._logged: dict[str, float] = {}
@@ -73,11 +73,15 @@ class Diagnostics:
                 ticks.popleft()
 
     def latency(self, name: str, seconds: float) -> None:
-        """One duration, reported as median, p99 and maximum in ms."""
+        """One duration, reported as median, p90, p99 and maximum in ms."""
+        self.sample(name, seconds * 1e3, "ms")
+
+    def sample(self, name: str, value: float, unit: str) -> None:
+        """One measurement, reported as median, p90, p99 and maximum of the last seconds."""
         now = time.monotonic()
         with self._lock:
-            samples = self._latencies.setdefault(name, deque())
-            samples.append((now, seconds))
+            _, samples = self._samples.setdefault(name, (unit, deque()))
+            samples.append((now, value))
             while samples[0][0] < now - self._window:
                 samples.popleft()
 
@@ -135,8 +139,9 @@ class Diagnostics:
             values = dict(self._values)
             for name, ticks in self._ticks.items():
                 values[f"{name} rate"] = f"{self._rate(ticks, now):.1f} Hz"
-            for name, samples in self._latencies.items():
-                values.update(_percentiles(name, [s for t, s in samples if t > now - self._window]))
+            for name, (unit, samples) in self._samples.items():
+                recent = [value for when, value in samples if when > now - self._window]
+                values.update(_percentiles(name, unit, recent))
             values.update((name, str(count)) for name, count in self._counts.items())
         findings.sort(key=lambda finding: finding[0], reverse=True)
         return DiagnosticStatus(
@@ -159,12 +164,9 @@ class Diagnostics:
         return sum(t > now - self._window for t in ticks) / max(span, 1e-3)
 
 
-def _percentiles(name: str, seconds: list[float]) -> dict[str, str]:
-    if not seconds:
+def _percentiles(name: str, unit: str, values: list[float]) -> dict[str, str]:
+    if not values:
         return {}
-    p50, p99, worst = np.percentile(np.array(seconds) * 1e3, [50, 99, 100])
-    return {
-        f"{name} median": f"{p50:.2f} ms",
-        f"{name} p99": f"{p99:.2f} ms",
-        f"{name} max": f"{worst:.2f} ms",
-    }
+    labels = ("median", "p90", "p99", "max")
+    numbers = np.percentile(values, [50, 90, 99, 100]).tolist()
+    return {f"{name} {k}": f"{v:.2f} {unit}" for k, v in zip(labels, numbers, strict=True)}

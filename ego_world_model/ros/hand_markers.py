@@ -22,9 +22,21 @@ class HandMarkers:
         namespace: of the markers, so that several kinds can be shown and hidden apart.
         radius: metres, of a joint's sphere.
         lifetime: seconds after which RViz removes markers that are not renewed.
+        colour: (r, g, b) 0..1 of all of it; None: each finger its own, as in every picture.
+        opacity: of joints that are not hidden; below 1 for ghosts.
     """
 
-    def __init__(self, namespace: str, *, radius: float = 0.007, lifetime: float = 0.5) -> None:
+    def __init__(
+        self,
+        namespace: str,
+        *,
+        radius: float = 0.007,
+        lifetime: float = 0.5,
+        colour: tuple[float, float, float] | None = None,
+        opacity: float = 1.0,
+    ) -> None:
+        self._colour = colour
+        self._opacity = opacity
         self._namespace = namespace
         self._radius = radius
         self._lifetime = Duration(seconds=lifetime).to_msg()
@@ -35,8 +47,8 @@ class HandMarkers:
         """Two markers: joints (spheres, faint where hidden) and bones (lines)."""
         joints = len(hands.valid)
         alpha = np.ones(joints) if visibility is None else np.asarray(visibility, float)
-        alpha = _HIDDEN_ALPHA + (1 - _HIDDEN_ALPHA) * alpha
-        rgba = np.column_stack([slot_colours(joints) / 255.0, alpha])
+        alpha = self._opacity * (_HIDDEN_ALPHA + (1 - _HIDDEN_ALPHA) * alpha)
+        rgba = np.column_stack([self._tint(slot_colours(joints)), alpha])
         points = points_from_array(hands.positions)
         present = np.flatnonzero(hands.valid).tolist()
         spheres = self._marker(header, 0, Marker.SPHERE_LIST)
@@ -48,9 +60,26 @@ class HandMarkers:
         lines = self._marker(header, 1, Marker.LINE_LIST)
         lines.scale.x = 0.6 * self._radius
         lines.points = [points[i] for pair in pairs for i in pair]
-        ends = np.column_stack([bone_colours(pairs, joints) / 255.0, alpha[[b for _, b in pairs]]])
+        ends = np.column_stack(
+            [self._tint(bone_colours(pairs, joints)), alpha[[b for _, b in pairs]]]
+        )
         lines.colors = _colours(np.repeat(ends, 2, axis=0))
         return MarkerArray(markers=[spheres, lines])
+
+    def path(self, points: NDArray[np.floating], header: Header, number: int) -> Marker:
+        """One line through points (N, 3) metres; ``number`` tells several of them apart."""
+        line = self._marker(header, 2 + number, Marker.LINE_STRIP)
+        line.scale.x = 0.4 * self._radius
+        line.points = points_from_array(points)
+        red, green, blue = self._colour or (1.0, 1.0, 1.0)
+        line.color = ColorRGBA(r=red, g=green, b=blue, a=self._opacity)
+        return line
+
+    def _tint(self, colours: NDArray[np.uint8]) -> NDArray[np.float64]:
+        """(N, 3) 0..1 for the colours (N, 3) of the palette."""
+        if self._colour is None:
+            return colours / 255.0
+        return np.tile(self._colour, (len(colours), 1))
 
     def _marker(self, header: Header, number: int, kind: int) -> Marker:
         marker = Marker(header=header, ns=self._namespace, id=number, type=kind)

@@ -1,4 +1,4 @@
-"""The one thread that runs the video model, so that nothing else in the process waits for it.
+"""The one thread that runs a model, so that nothing else in the process waits for it.
 
 Work of two kinds reaches it: *jobs* (action goals), which are run in the order they came, and
 *background* work (the continuous rollouts), which is run when no job waits and should give way as
@@ -25,6 +25,7 @@ class ModelThread:
             :attr:`job_waiting` turns true. It must not raise: what it raises goes to ``on_error``.
         threads: CPU threads that torch may use here; 0 leaves torch's own choice.
         niceness: added to this thread's niceness (0-19), where the platform has one per thread.
+        name: of the thread and in its errors: the node's.
     """
 
     def __init__(
@@ -34,7 +35,9 @@ class ModelThread:
         on_error: Callable[[Exception], None],
         threads: int = 0,
         niceness: int = 0,
+        name: str = "world_model",
     ) -> None:
+        self._name = name
         self._background = background
         self._on_error = on_error
         self._threads = threads
@@ -43,7 +46,7 @@ class ModelThread:
         self._condition = threading.Condition()
         self._awake = False
         self._closing = False
-        self._thread = threading.Thread(target=self._run, name="world_model", daemon=True)
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
     @property
@@ -65,7 +68,7 @@ class ModelThread:
         future: Future = Future()
         with self._condition:
             if self._closing:
-                raise RuntimeError("the world model is shutting down")
+                raise RuntimeError(f"{self._name} is shutting down")
             self._jobs.append((job, future))
             self._condition.notify()
         return future

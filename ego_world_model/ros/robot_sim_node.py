@@ -3,6 +3,9 @@
 Joint states come from the newest plan, on a timer that nothing else delays; pictures come from the
 simulation's own process (``simulation.remote``). Both follow the node's clock, so image and joint
 states of one stamp show one configuration.
+
+With ``execute`` the robot has no plan of its own: it is told tasks on ``instruction``, follows the
+motion policy (``policy_execution``), and says on ``task/status`` what became of each.
 """
 
 from __future__ import annotations
@@ -11,11 +14,12 @@ import sys
 import threading
 import time
 from collections import deque
+from typing import TYPE_CHECKING
 
 import numpy as np
 from rclpy.node import Node
 from sensor_msgs.msg import CameraInfo, Image, JointState
-from std_msgs.msg import Header
+from std_msgs.msg import Header, String
 from trajectory_msgs.msg import JointTrajectory
 
 from ego_world_model.embodiment import load_embodiment
@@ -28,9 +32,10 @@ from ego_world_model.ros.conversions import (
 )
 from ego_world_model.ros.diagnostics import ERROR, WARN, Diagnostics
 from ego_world_model.ros.joint_commands import executable_trajectory
-from ego_world_model.ros.parameters import declare
 from ego_world_model.ros.qos import advertise, send, subscribe, wanted
+from ego_world_model.ros.robot_sim_settings import declare_settings
 from ego_world_model.ros.run import StartError, run_node
+from ego_world_model.ros.task_words import TaskWords
 from ego_world_model.ros.topics import (
     CAMERA_INFO,
     DEPTH,
@@ -38,9 +43,21 @@ from ego_world_model.ros.topics import (
     JOINT_STATES,
     JOINT_TRAJECTORY,
     PLANNED,
+    PREDICTED,
+    TASK_STATUS,
 )
-from ego_world_model.simulation import SPLITS, TASKS
-from ego_world_model.simulation.remote import Failure, Picture, Plan, RemoteTableTop
+from ego_world_model.simulation.instructed import FAILED, UNDER_WAY, TaskStatus
+from ego_world_model.simulation.remote import (
+    COARSE_STEP,
+    Failure,
+    Picture,
+    Plan,
+    RemoteTableTop,
+    StartPose,
+)
+
+if TYPE_CHECKING:
+    from ego_world_model.ros.policy_execution import PolicyExecution
 
 OPTICAL_FRAME = "camera_color_optical_frame"
 REAL_TIME = 0.95  # below this share of the pictures due, the report warns
@@ -52,7 +69,12 @@ class RobotSimNode(Node):
 
     def __init__(self) -> None:
         super().__init__("robot_sim")
-        options = self._declare()
+        self._settings = settings = declare_settings(self)
+        try:
+            self._robot = load_embodiment(settings.embodiment)
+        except (ValueError, OSError) as error:
+            raise StartError(f"parameter 'embodiment': {error}") from None
+        self._camera = self._robot.camera.resized(settings.width, settings.height)
         self._diagnostics = Diagnostics(self)
         self._diagnostics.add_check(self._check)
         self._lock = threading.Lock()
@@ -61,117 +83,24 @@ class RobotSimNode(Node):
         self._last = 0.0
         self._due: deque[tuple[float, bool]] = deque()
         self.failure: str | None = None
+        self._execution: PolicyExecution | None = None
+        self._words = TaskWords(self, self._on_own_words)
         self._advertise()
         self._simulation = RemoteTableTop(
-            self._embodiment,
-            horizon=self._horizon,
-            resume_after=None if self._resume_after < 0 else self._resume_after,
-            options=options,
+            settings.embodiment,
+            horizon=settings.plan_horizon,
+            resume_after=None if settings.resume_after < 0 else settings.resume_after,
+            options=settings.table_options(),
             on_plan=self._on_plan,
             on_picture=self._on_picture,
             on_failure=self._on_failure,
+            instructed=settings.execute,
+            on_task=self._on_task,
+            on_start_pose=self._on_start_pose,
         )
+        if settings.instruction:
+            self._words.take_over(settings.instruction, repeat=True)
         self.get_logger().info("the simulation starts")
-
-    def _declare(self) -> dict[str, object]:
-        """Parameters; returns the options of ``TableTop``."""
-        self._embodiment = declare(
-            self,
-            "embodiment",
-            "g1_dex3",
-            "robot: a built-in name, or the path of an embodiment YAML with an MJCF model",
-            read_only=True,
-        )
-        options = {
-            "seed": declare(self, "seed", 0, "scene, tasks and motion", minimum=0, read_only=True),
-            "split": declare(
-                self,
-                "split",
-                "test",
-                "which objects, textures and seeds: those of training, or held-out ones",
-                choices=SPLITS,
-                read_only=True,
-            ),
-            "task": declare(
-                self,
-                "task",
-                "",
-                "do only this task; empty: one after the other",
-                choices=("", *TASKS),
-                read_only=True,
-            )
-            or None,
-            "width": declare(
-                self, "width", 640, "image width", minimum=32, maximum=1920, read_only=True
-            ),
-            "height": declare(
-                self, "height", 480, "image height", minimum=32, maximum=1080, read_only=True
-            ),
-        }
-        self._declare_timing()
-        try:
-            self._robot = load_embodiment(self._embodiment)
-        except (ValueError, OSError) as error:
-            raise StartError(f"parameter 'embodiment': {error}") from None
-        self._camera = self._robot.camera.resized(options["width"], options["height"])
-        return options
-
-    def _declare_timing(self) -> None:
-        self._camera_rate = declare(
-            self,
-            "camera_rate",
-            15.0,
-            "images per second",
-            minimum=0.5,
-            maximum=60.0,
-            read_only=True,
-        )
-        self._joint_rate = declare(
-            self,
-            "joint_rate",
-            125.0,
-            "joint states per second",
-            minimum=10.0,
-            maximum=500.0,
-            read_only=True,
-        )
-        self._plan_rate = declare(
-            self,
-            "plan_rate",
-            5.0,
-            "least plans per second",
-            minimum=0.2,
-            maximum=15.0,
-            read_only=True,
-        )
-        self._horizon = declare(
-            self,
-            "plan_horizon",
-            3.0,
-            "seconds that the published plan reaches ahead",
-            minimum=1.0,
-            maximum=3.5,
-            read_only=True,
-        )
-        self._resume_after = declare(
-            self,
-            "resume_after",
-            5.0,
-            "seconds behind the end of a followed trajectory at which the scripted tasks go on; "
-            "-1: never",
-            minimum=-1.0,
-            maximum=3600.0,
-            read_only=True,
-        )
-        self._max_speed = declare(
-            self,
-            "max_joint_speed",
-            10.0,
-            "rad/s; faster trajectories are refused",
-            minimum=0.1,
-            maximum=100.0,
-            read_only=True,
-        )
 
     def _advertise(self) -> None:
         self._images = advertise(self, Image, IMAGE)
@@ -180,14 +109,27 @@ class RobotSimNode(Node):
         self._joints = advertise(self, JointState, JOINT_STATES, depth=50)
         self._plans = advertise(self, JointTrajectory, PLANNED, latched=True, depth=1)
         self._joint_state = JointState(name=list(self._robot.joint_names))
-        self._commands = subscribe(
-            self, JointTrajectory, JOINT_TRAJECTORY, self._on_command, reliable=True
-        )
+        if self._settings.execute:
+            from ego_world_model.ros.policy_execution import PolicyExecution
+
+            self._statuses = advertise(self, String, TASK_STATUS, latched=True, depth=1)
+            self._execution = PolicyExecution(
+                self,
+                self._diagnostics,
+                self._robot,
+                now=lambda: self._now()[1],
+                simulated=lambda stamp: (stamp - self._epoch) * 1e-9,
+                max_speed=self._settings.max_joint_speed,
+            )
+        else:
+            self._commands = subscribe(
+                self, JointTrajectory, JOINT_TRAJECTORY, self._on_command, reliable=True
+            )
         # Timers follow the node's clock: simulated time that stands still stops the robot.
         self._timers_kept = [
-            self.create_timer(1.0 / self._joint_rate, self._publish_joints),
-            self.create_timer(1.0 / self._camera_rate, self._look),
-            self.create_timer(1.0 / self._plan_rate, self._publish_plan),
+            self.create_timer(1.0 / self._settings.joint_rate, self._publish_joints),
+            self.create_timer(1.0 / self._settings.camera_rate, self._look),
+            self.create_timer(1.0 / self._settings.plan_rate, self._publish_plan),
         ]
 
     # -------------------------------------------------------------------- time
@@ -213,11 +155,15 @@ class RobotSimNode(Node):
         if plan is None:
             return
         now, simulated = self._now()
-        if not plan.covers(simulated):
+        if self._execution is not None:
+            q = self._execution.step(simulated)
+        elif plan.covers(simulated):
+            q = plan.at(simulated)
+        else:
             return  # the report says that the simulation stalls
         message = self._joint_state
         message.header.stamp = stamp_from_nanoseconds(now)
-        message.position = plan.at(simulated).tolist()
+        message.position = q.tolist()
         self._joints.publish(message)
         self._diagnostics.tick("joint states")
 
@@ -226,7 +172,14 @@ class RobotSimNode(Node):
         if self._plan is None:
             return
         _, simulated = self._now()
-        taken = self._simulation.look(simulated, depth=wanted(self._depths))
+        taken = not self._simulation.looking
+        if taken:
+            motion, waiting = None, False
+            if self._execution is not None:
+                motion = self._execution.motion(simulated)
+                waiting = not self._execution.is_driven(simulated)
+            depth = wanted(self._depths)
+            self._simulation.look(simulated, depth=depth, motion=motion, waiting=waiting)
         moment = time.monotonic()
         self._due.append((moment, taken))
         while self._due[0][0] < moment - _WINDOW:
@@ -239,6 +192,10 @@ class RobotSimNode(Node):
         if plan is None:
             return
         _, simulated = self._now()
+        if self._execution is not None:
+            ahead = np.arange(0.0, self._settings.plan_horizon, COARSE_STEP)
+            q = self._execution.at(simulated + ahead)
+            plan = Plan(simulated, ahead, q, "", "follow")
         self._send_plan(plan, simulated)
 
     def _send_plan(self, plan: Plan, simulated: float) -> None:
@@ -262,15 +219,48 @@ class RobotSimNode(Node):
             first, previous = self._plan is None, self._plan
             if first:
                 self._epoch = self.get_clock().now().nanoseconds
+                if self._execution is not None:
+                    self._execution.start(plan.q[0])
             self._plan = plan
-        self._diagnostics.value("task", f"{plan.task}: {plan.instruction}")
+        if self._execution is None:
+            self._diagnostics.value("task", f"{plan.task}: {plan.instruction}")
+            self._words.give(plan.instruction)
         if first:
             self.get_logger().info(
                 f"the robot moves: {self._camera.width}x{self._camera.height} images at "
-                f"{self._camera_rate:g} Hz, joint states at {self._joint_rate:g} Hz"
+                f"{self._settings.camera_rate:g} Hz, joint states at "
+                f"{self._settings.joint_rate:g} Hz"
             )
         if previous is None or plan.instruction != previous.instruction:
             self._send_plan(plan, plan.start)
+
+    def _on_task(self, status: TaskStatus) -> None:
+        """News of a task (in the simulation's thread)."""
+        if status.state == UNDER_WAY:
+            if self._execution is not None:
+                self._execution.release()
+            self._words.give(status.instruction)
+        self._diagnostics.value("task", status)
+        # rclpy allows one severity for each line of code
+        if status.state == FAILED:
+            self.get_logger().warning(f"task {status}")
+        else:
+            self.get_logger().info(f"task {status}")
+        send(self, self._statuses, String(data=str(status)))
+
+    def _on_start_pose(self, pose: StartPose) -> None:
+        """The next scene is ready (in the simulation's thread)."""
+        if self._execution is not None:
+            self._execution.go_to(pose.q)
+
+    def _on_own_words(self, text: str) -> None:
+        """Somebody else says what to do, or with "" that he has said enough."""
+        self.get_logger().info(f"told by somebody: {text}" if text else "the tasks go on")
+        if self._execution is not None:
+            self._simulation.instruct(text)
+            self._execution.release()
+        elif not text and self._plan is not None:
+            self._words.give(self._plan.instruction)
 
     def _on_picture(self, picture: Picture) -> None:
         """A finished picture (in the simulation's thread)."""
@@ -303,7 +293,7 @@ class RobotSimNode(Node):
                 self._robot,
                 now=now + round(reaction * 1e9),
                 q=plan.at(begin),
-                max_speed=self._max_speed,
+                max_speed=self._settings.max_joint_speed,
                 topic=self.resolve_topic_name(JOINT_TRAJECTORY),
             )
         except MessageError as error:
@@ -320,11 +310,19 @@ class RobotSimNode(Node):
         return sum(taken for _, taken in due) / len(due) if len(due) >= 5 else None
 
     def _check(self) -> tuple[bytes, str] | None:
+        if self._execution is not None:
+            self._refuse_a_real_robot()
         plan, factor = self._plan, self.real_time_factor()
         if plan is None:
             return WARN, "the simulation is starting"
-        if not plan.covers(self._last):
-            return ERROR, "the simulation stalls: its newest plan is over"
+        if self._execution is None:
+            if not plan.covers(self._last):
+                return ERROR, "the simulation stalls: its newest plan is over"
+        elif not self._execution.is_driven(self._last):
+            return WARN, (
+                f"no chunk to follow on {self.resolve_topic_name(PREDICTED)}: the task waits for "
+                "the motion policy"
+            )
         if factor is None:
             return None
         self._diagnostics.value("real-time factor", f"{factor:.3f}")
@@ -333,6 +331,23 @@ class RobotSimNode(Node):
                 f"pictures come at {factor:.2f} of real time; lower camera_rate or the image size"
             )
         return None
+
+    def _refuse_a_real_robot(self) -> None:
+        """Another publisher of joint states may be a robot that obeys the policy, too."""
+        topic = self.resolve_topic_name(JOINT_STATES)
+        own = (self.get_name(), self.get_namespace())
+        others = [
+            f"{info.node_namespace.rstrip('/')}/{info.node_name}"
+            for info in self.get_publishers_info_by_topic(topic)
+            if (info.node_name, info.node_namespace) != own
+        ]
+        if others:
+            self.failure = (
+                f"execute:=true moves the simulated robot only, but {', '.join(others)} publishes "
+                f"{topic}, too: end it (or start the simulation in a namespace or domain of its "
+                "own), or leave execute out"
+            )
+            self.context.try_shutdown()
 
     def destroy_node(self) -> None:
         """Ends the simulation before the publishers it uses."""

@@ -34,6 +34,7 @@ MOTION_SOURCES = {
 }
 """Value of the parameter ``motion_source`` → the topic that the motion comes from."""
 
+_PREDICTIONS = 3  # how many of the newest predictions are kept
 # Joint states arrive a little after the image that they bracket; how long to wait (seconds).
 _JOINT_STATE_WAIT = 0.05
 
@@ -88,7 +89,8 @@ class RolloutInputs:
         self._slot_names: tuple[str, ...] = SLOT_NAMES
         self._horizon = 0.0
         self._on_image = on_image
-        self._motion: Motion | None = None
+        # Newest first; several predictions are kept, since one's frame may be lost on the way.
+        self._motions: tuple[Motion, ...] = ()
         self._lock = threading.Lock()
         robot = kinematics.robot
         self._joints = JointBuffer(
@@ -120,7 +122,7 @@ class RolloutInputs:
             watched[JOINT_STATES] = "joint states"
         self._watch = InputWatch(node, diagnostics, watched, after=silence_timeout)
         self._subscriptions = [
-            images.subscribe(self._take_image, partial(reject, diagnostics), depth=2),
+            images.subscribe(self._take_image, partial(reject, diagnostics), depth=5),
             subscribe(node, CameraInfo, CAMERA_INFO, self._take_info, depth=2),
             subscribe(
                 node,
@@ -142,7 +144,7 @@ class RolloutInputs:
         """
         self._slot_names = slot_names
         self._horizon = horizon
-        self._motion = None
+        self._motions = ()
 
     def assemble(self, now: int) -> Assembled:
         """The newest frame from which the current motion covers the horizon, and the robot's
@@ -152,11 +154,21 @@ class RolloutInputs:
             MissingInput: something has not come yet.
             MessageError: something that came cannot be used.
         """
-        motion = self._motion
-        if motion is None:
+        motions = self._motions
+        if not motions:
             raise MissingInput(
                 self._motion_topic, "messages", "have not arrived", "publish the coming motion"
             )
+        refusal: MessageError | None = None
+        for motion in motions:
+            try:
+                return self._assemble(motion, now)
+            except MessageError as error:
+                refusal = refusal or error
+        assert refusal is not None
+        raise refusal
+
+    def _assemble(self, motion: Motion, now: int) -> Assembled:
         deadline = time.monotonic() + self._joint_state_wait
 
         def fit(stamp: int, frame_id: str) -> np.ndarray | None:
@@ -230,23 +242,25 @@ class RolloutInputs:
             )
             # The plan runs on the clock of the joint states, rollouts on that of the camera.
             plan = replace(plan, stamp=plan.stamp + self._joints.time_offset_ns)
-            return plan.after(self._motion if isinstance(self._motion, JointPlan) else None)
+            last = self._motions[0] if self._motions else None
+            return plan.after(last if isinstance(last, JointPlan) else None)
 
-        self._take_motion(parse)
+        self._take_motion(parse, keep=1)
 
     def _take_hands(self, message: HandTrajectory) -> None:
         self._take_motion(
             lambda: HandMotion.from_message(
                 message, topic=self._motion_topic, slot_names=self._slot_names, stamped=True
-            )
+            ),
+            keep=_PREDICTIONS,
         )
 
-    def _take_motion(self, parse: Callable[[], Motion]) -> None:
-        """Replace the motion by a sound new one; a broken one leaves the old in force."""
+    def _take_motion(self, parse: Callable[[], Motion], *, keep: int) -> None:
+        """Put a sound motion before the old ones; a broken one leaves them in force."""
         self._watch.seen(self._motion_name)
         self._diagnostics.tick("motion")
         try:
-            self._motion = parse()
+            self._motions = (parse(), *self._motions)[:keep]
         except MessageError as error:
             reject(self._diagnostics, error)
 

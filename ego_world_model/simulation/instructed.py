@@ -106,8 +106,9 @@ class InstructedTable:
         self._own_words = False
         self._reported: tuple[str, str, int] = ("", "", -1)
         self._planner = ThreadPoolExecutor(1, "tasks")
+        self._refused = 0  # proposals of this scene that were achieved already
         self._next_goal: Future[Goal | None] | None = None
-        self._next_scene: Future[TableTop] | None = None
+        self._next_scene: Future[tuple[TableTop, Goal, int]] | None = None
 
     # ---------------------------------------------------------------- the robot
 
@@ -116,7 +117,7 @@ class InstructedTable:
         """(nq,) radians to which the robot must be brought now, or None."""
         if self._own_words or self._next_scene is None or not self._next_scene.done():
             return None
-        return self._next_scene.result().joint_positions
+        return self._next_scene.result()[0].joint_positions
 
     def move(self, time: float, times: NDArray[np.float64], q: NDArray[np.float64]) -> None:
         """Let the robot move as it did until ``time`` (s).
@@ -142,8 +143,14 @@ class InstructedTable:
         self._next_goal = None
         self._begin(text, goals.get(text.lower()))
 
-    def update(self) -> TaskStatus | None:
-        """Judge what is under way and see to what comes next; the status where it changed."""
+    def update(self, *, waiting: bool = False) -> TaskStatus | None:
+        """Judge what is under way and see to what comes next; the status where it changed.
+
+        Args:
+            waiting: nobody moves the robot: the time of the task does not begin, or begins anew.
+        """
+        if waiting:
+            self._since = self.time
         self._judge()
         if not self._own_words:
             self._go_on()
@@ -192,8 +199,8 @@ class InstructedTable:
         elif self._next_goal is not None:
             self._take_goal()
         elif self._is_over():
-            used_up = self._given >= self._per_scene or self._state == FAILED or self._holds()
-            if used_up:
+            used_up = max(self._given, self._refused) >= self._per_scene or self._holds()
+            if used_up or self._state == FAILED:
                 self._plan_scene()
             else:
                 self._next_goal = self._planner.submit(self._propose, self.table, self._text)
@@ -213,16 +220,27 @@ class InstructedTable:
         if not self._next_goal.done():
             return
         goal, self._next_goal = self._next_goal.result(), None
-        if goal is None or self.table.achieved(goal):
+        if goal is None:
             self._plan_scene()
-            return
-        self._given += 1
-        self._begin(goal.instruction, goal)
+        elif self.table.achieved(goal):
+            self._refused += 1  # the next proposal is another one, mostly
+        else:
+            self._given += 1
+            self._begin(goal.instruction, goal)
 
     def _plan_scene(self) -> None:
         self._state, self._text, self._goal = PREPARING, "", None
-        self._seed += 1
-        self._next_scene = self._planner.submit(self._make, self._seed)
+        self._next_scene = self._planner.submit(self._make_scene, self._seed + 1)
+
+    def _make_scene(self, seed: int) -> tuple[TableTop, Goal, int]:
+        """The next scene in which there is something to do, its first goal, and its seed."""
+        while True:
+            table = self._make(seed)
+            goal = self._propose(table, "")
+            if goal is not None and not table.achieved(goal):
+                return table, goal, seed
+            table.close()
+            seed += 1
 
     def _change_scene(self) -> None:
         pose = self.start_pose
@@ -230,7 +248,9 @@ class InstructedTable:
             return
         assert self._next_scene is not None
         self.table.close()
-        self.table, self._next_scene, self._given = self._next_scene.result(), None, 0
+        self.table, goal, self._seed = self._next_scene.result()
+        self._next_scene, self._given, self._refused = None, 1, 0
+        self._begin(goal.instruction, goal)
 
     def _propose(self, table: TableTop, last: str) -> Goal | None:
         """A task that the scripted planner could do from here, or None."""

@@ -101,6 +101,7 @@ class _Look:
     time: float
     depth: bool
     motion: Motion | None = None
+    waiting: bool = False
 
 
 @dataclass(frozen=True)
@@ -173,11 +174,14 @@ class RemoteTableTop:
         """Whether the last picture is not finished yet."""
         return self._looking.is_set()
 
-    def look(self, time: float, *, depth: bool, motion: Motion | None = None) -> bool:
+    def look(
+        self, time: float, *, depth: bool, motion: Motion | None = None, waiting: bool = False
+    ) -> bool:
         """Lets the simulation reach ``time`` and asks for a picture of it.
 
         Args:
             motion: how an instructed robot has moved since the last picture, until ``time``.
+            waiting: whether nobody moves it, so that its task's time stands still.
 
         Returns:
             False where the last picture is not finished yet; this one is then skipped.
@@ -186,7 +190,7 @@ class RemoteTableTop:
             return False
         self._looking.set()
         self._asked = monotonic()
-        self._send(_Look(time, depth, motion))
+        self._send(_Look(time, depth, motion, waiting))
         return True
 
     def instruct(self, text: str) -> None:
@@ -377,7 +381,7 @@ class _InstructedServer:
         tasks = self._tasks
         assert message.motion is not None
         tasks.move(message.time, *message.motion)
-        if (status := tasks.update()) is not None:
+        if (status := tasks.update(waiting=message.waiting)) is not None:
             self._connection.send(status)
         pose = tasks.start_pose
         if pose is not None and not self._asked:

@@ -1,0 +1,300 @@
+"""Where will the hands move? Camera frame, robot state and instruction → a chunk of motion.
+
+A lifecycle node that owns no algorithm: it loads a policy, feeds it the newest complete frame at a
+steady rate in a thread of its own, and publishes what comes out, as hand joints for the world
+model, as joint targets for a robot, and as ghost hands for people.
+"""
+
+from __future__ import annotations
+
+import gc
+import sys
+import time
+
+import numpy as np
+from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
+
+from ego_world_model.ros import quiet_threads  # noqa: F401  before torch
+
+# isort: split
+from ego_world_model.embodiment import load_embodiment
+from ego_world_model.kinematics import HandKinematics
+from ego_world_model.policy.chunk import HandChunk
+from ego_world_model.policy.filtering import TemporalOrthogonalFilter
+from ego_world_model.policy.limits import JointLimits
+from ego_world_model.policy.policy import MotionPolicy
+from ego_world_model.policy.targets import JointTargets, joint_targets
+from ego_world_model.ros.camera_frames import CameraIntake
+from ego_world_model.ros.camera_mount import declare_camera_mount
+from ego_world_model.ros.conversions import MessageError
+from ego_world_model.ros.diagnostics import ERROR, Diagnostics
+from ego_world_model.ros.instruction import Instruction
+from ego_world_model.ros.model_thread import ModelThread
+from ego_world_model.ros.motion_policy_settings import declare_settings, sampling
+from ego_world_model.ros.policy_inputs import Observation, PolicyInputs
+from ego_world_model.ros.prediction_publisher import PredictionPublisher
+from ego_world_model.ros.rollout_inputs import reject
+from ego_world_model.ros.run import StartError, run_node
+
+
+class MotionPolicyNode(LifecycleNode):
+    """Publishes ``hands/predicted`` and ``joint_trajectory/predicted``; see the module."""
+
+    def __init__(self) -> None:
+        super().__init__("motion_policy")
+        self._settings = declare_settings(self)
+        self._diagnostics = Diagnostics(self)
+        self._policy: MotionPolicy | None = None
+        self._inputs: PolicyInputs | None = None
+        self._publisher: PredictionPublisher | None = None
+        self._filter = TemporalOrthogonalFilter()
+        self._filtered = 0  # ns, the newest frame in the filter
+        self._active = False
+        self._busy = False
+        self._fresh_start = False
+        self._next_start = 0.0
+        self._refusal = ""
+        self._instruction = Instruction(self, self._instructed)
+        self._thread = ModelThread(
+            self._predict,
+            on_error=self._failed,
+            threads=self._settings.threads,
+            niceness=self._settings.niceness,
+            name="motion_policy",
+        )
+        self.context.on_shutdown(self._thread.begin_closing)
+        try:
+            self._robot = load_embodiment(self._settings.embodiment)
+        except (ValueError, OSError) as error:
+            raise StartError(f"parameter 'embodiment': {error}") from None
+        self._kinematics = HandKinematics(self._robot)  # the policy's thread alone uses it later
+        self._limits = JointLimits(self._kinematics)
+        self._mount = declare_camera_mount(self, self._robot)
+        self._images = CameraIntake(self)
+        self._diagnostics.value("checkpoint", self._settings.checkpoint)
+        self._diagnostics.value("instruction", self._instruction.text or "(none)")
+        self._diagnostics.value("state", "unconfigured")
+
+    def autostart(self) -> None:
+        """Configure and activate.
+
+        Raises:
+            StartError: if the checkpoint cannot be loaded.
+        """
+        for transition in (self.trigger_configure, self.trigger_activate):
+            if transition() != TransitionCallbackReturn.SUCCESS:
+                raise StartError(self._refusal or "a lifecycle transition failed; see the log")
+
+    # ---------------------------------------------------------------- lifecycle
+
+    def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Load the checkpoint; a broken one leaves the node unconfigured and says why."""
+        settings = self._settings
+        started = time.monotonic()
+        try:
+            policy = MotionPolicy.from_pretrained(settings.checkpoint, device=settings.device)
+            for hand in self._robot.hands.values():
+                policy.layout.columns(hand.fingers)  # a hand that it does not know is said now
+        except Exception as error:  # whatever is wrong with a file, the user must read which
+            self._refusal = f"motion policy checkpoint {settings.checkpoint!r}: {error}"
+            self.get_logger().fatal(self._refusal)
+            self._diagnostics.problem("checkpoint failed", self._refusal, level=ERROR)
+            return TransitionCallbackReturn.FAILURE
+        # What lives as long as the process is kept out of full collections, which stall callbacks.
+        gc.collect()
+        gc.freeze()
+        self._policy = policy
+        self._join_graph()
+        config = policy.config
+        self.get_logger().info(
+            f"loaded {settings.checkpoint!r} in {time.monotonic() - started:.1f} s: chunks of "
+            f"{config.chunk} steps at {config.fps:g} Hz on {settings.device}, "
+            f"{settings.threads} thread(s)"
+        )
+        self._diagnostics.value("state", "inactive")
+        return super().on_configure(state)
+
+    def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Start to predict."""
+        self._set_active(True)
+        return super().on_activate(state)
+
+    def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Stop; a chunk that is being computed is not published."""
+        self._set_active(False)
+        return super().on_deactivate(state)
+
+    def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Free the policy."""
+        self._release()
+        return super().on_cleanup(state)
+
+    def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Free the policy for good."""
+        self._release()
+        self._thread.close()
+        return super().on_shutdown(state)
+
+    def destroy_node(self) -> None:
+        """End the thread before the publishers that it uses."""
+        self._thread.close()
+        self._release()
+        if self._publisher is not None:
+            self._publisher.destroy()
+        super().destroy_node()
+
+    def _join_graph(self) -> None:
+        """Subscribe and advertise at the first configuration, for the node's life."""
+        if self._inputs is not None:
+            return
+        self._publisher = PredictionPublisher(
+            self, self._robot, joint_time_offset=self._settings.joint_time_offset
+        )
+        self._inputs = PolicyInputs(
+            self,
+            self._diagnostics,
+            images=self._images,
+            kinematics=self._kinematics,
+            camera=self._mount,
+            settings=self._settings,
+            on_frame=self._frame_complete,
+        )
+
+    def _set_active(self, active: bool) -> None:
+        self._active = active
+        self._next_start = 0.0
+        self._fresh_start = True
+        if self._inputs is not None and not active:
+            self._inputs.clear()
+        self._diagnostics.value("state", "active" if active else "inactive")
+
+    def _release(self) -> None:
+        self._set_active(False)
+        self._policy = None
+        self._diagnostics.value("state", "unconfigured")
+
+    # ---------------------------------------------------------------- callbacks
+
+    def _frame_complete(self) -> None:
+        if self._busy:
+            self._diagnostics.count("frames skipped while computing")
+        self._thread.wake()
+
+    def _instructed(self, text: str) -> None:
+        self.get_logger().info(f"instruction: {text or '(none)'}")
+        self._diagnostics.value("instruction", text or "(none)")
+        # What was predicted for other words says nothing about these.
+        self._fresh_start = True
+
+    # ---------------------------------------------------------------- in the policy's thread
+
+    def _predict(self) -> None:
+        """Whenever a frame came: at most one chunk."""
+        policy, inputs, publisher = self._policy, self._inputs, self._publisher
+        if not self._active or policy is None or inputs is None or publisher is None:
+            return
+        how, now = sampling(self), time.monotonic()
+        if now < self._next_start:
+            return
+        self._busy = True
+        try:
+            observation = inputs.take()
+            if observation is None:
+                return
+            self._next_start = max(self._next_start + how.period, now)
+            self._publish_chunk(policy, publisher, observation, now)
+        except MessageError as error:
+            reject(self._diagnostics, error)
+        finally:
+            self._busy = False
+
+    def _publish_chunk(
+        self,
+        policy: MotionPolicy,
+        publisher: PredictionPublisher,
+        observation: Observation,
+        started: float,
+    ) -> None:
+        how, kinematics, q = sampling(self), self._kinematics, observation.q
+        if self._fresh_start:
+            self._fresh_start = False
+            self._filter.reset()
+        chunk = policy.predict(
+            observation.image,
+            kinematics.hand_state(q, self._mount),
+            observation.camera.matrix,
+            instruction=self._instruction.text or None,
+            depth=observation.depth,
+            seed=how.seed,
+            steps=how.steps,
+        )
+        predicted = time.monotonic()
+        if self._fresh_start:
+            self._diagnostics.count("chunks dropped: the instruction changed")
+            return
+        if how.smoothing:
+            chunk = self._smoothed(chunk, observation)
+        targets = joint_targets(chunk, kinematics, q, self._mount, limits=self._limits)
+        hands = targets.trajectory(kinematics, self._mount, extra_slots=self._robot.extra_slots)
+        if not self._active or self._fresh_start:
+            return
+        publisher.publish(observation.frame, targets, hands)
+        self._report(observation, targets, started, predicted)
+
+    def _smoothed(self, chunk: HandChunk, observation: Observation) -> HandChunk:
+        """The chunk averaged with those before it, as far as they speak of the same moments."""
+        stamp = observation.frame.stamp
+        if stamp <= self._filtered:  # time was set back
+            self._filter.reset()
+        self._filtered = stamp
+        root_from_camera = self._kinematics.camera_pose(observation.q, self._mount)
+        return self._filter.push(stamp * 1e-9, chunk, root_from_camera)
+
+    def _report(
+        self,
+        observation: Observation,
+        targets: JointTargets,
+        started: float,
+        predicted: float,
+    ) -> None:
+        finished = time.monotonic()
+        report = self._diagnostics
+        report.count("chunks")
+        report.tick("chunk")
+        report.latency("chunk", finished - started)
+        report.latency("predict", predicted - started)
+        report.latency("joint targets", finished - predicted)
+        age = (self.get_clock().now().nanoseconds - observation.frame.stamp) * 1e-9
+        report.latency("age when published", age)
+        report.sample("tracking error", 1e3 * float(np.nanmax(targets.position_error)), "mm")
+        turned = float(np.degrees(np.nanmax(targets.rotation_error)))
+        report.sample("tracking error of rotation", turned, "deg")
+        report.value("limits", targets.explain(self._robot) or "none")
+
+    def _failed(self, error: Exception) -> None:
+        """A chunk failed for a reason that no input explains; the next frame tries again."""
+        if self.context.ok():
+            self._diagnostics.warn(
+                "chunks failed", f"prediction failed: {type(error).__name__}: {error}", level=ERROR
+            )
+
+
+def create() -> MotionPolicyNode:
+    """The node, started where the parameter ``autostart`` says so."""
+    node = MotionPolicyNode()
+    if node.get_parameter("autostart").value:
+        try:
+            node.autostart()
+        except BaseException:
+            node.destroy_node()
+            raise
+    return node
+
+
+def main(args: list[str] | None = None) -> int:
+    """Runs the node until it is interrupted."""
+    return run_node(create, args)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
