@@ -85,12 +85,16 @@ def write_policy_report(
 
 def _write_plots(out: Path, lines: Sequence[Line], times: Sequence[float]) -> list[tuple[str, str]]:
     methods, panels = unique(line["method"] for line in lines), []
+    policies = [method for method in methods if method.startswith("policy")]
+    others = [*policies[-1:], *(method for method in methods if method not in policies)]
+    unit = UNITS["mpjpe"]
     for robot in unique(line["robot"] for line in lines):
-        for name in ("mpjpe", "mre"):
-            unit = UNITS[name]
+        for some in (others, policies):
             curves = {
-                method: [_scaled(e, unit.factor) for e in step_errors(lines, method, name, robot)]
-                for method in methods
+                method: [
+                    _scaled(e, unit.factor) for e in step_errors(lines, method, "mpjpe", robot)
+                ]
+                for method in some
             }
             panels.append(
                 Panel(
