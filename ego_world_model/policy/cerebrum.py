@@ -56,6 +56,7 @@ class Observation:
         words: (B, L) token numbers; word_mask: (B, L) bool.
         present: (B, 3) bool, which of ``MODALITIES`` there are.
         hands: (B, 2, H) what is known of each hand, see ``policy.hand_features``.
+        wrists: (B, 2, 3) metres, in the camera.
         known: (B, D) bool, dimensions of an action that the robot has.
     """
 
@@ -65,6 +66,7 @@ class Observation:
     word_mask: Tensor
     present: Tensor
     hands: Tensor
+    wrists: Tensor
     known: Tensor
 
     def __len__(self) -> int:
@@ -126,7 +128,7 @@ class Cerebrum(nn.Module):
             {name: nn.Parameter(torch.randn(width) * 0.02) for name in MODALITIES}
         )
         self.hand = nn.Sequential(
-            nn.Linear(hand_features, width), nn.SiLU(), nn.Linear(width, width)
+            nn.Linear(hand_features + 6, width), nn.SiLU(), nn.Linear(width, width)
         )
         self.sides = nn.Parameter(torch.randn(2, width) * 0.02)
         self.ask, self.offer, self.tell = (nn.Linear(width, width) for _ in range(3))
@@ -169,14 +171,18 @@ class Cerebrum(nn.Module):
         last = self.visual_tokens + word_mask.sum(dim=1) - 1
         query = read[torch.arange(batch, device=device), last]
         pointed, pointing = self._point(query, read[:, : self.visual_tokens])
-        hands = self.hand(seen.hands) + self.sides
+        target = TARGET_SCALE * self.locate(pointed)
+        # how far each hand has to go, coarsely and finely: what a reach is made of
+        way = (target[:, None] - seen.wrists.to(target)) / TARGET_SCALE
+        hands = self.hand(torch.cat([seen.hands, 2 * way, torch.tanh(10 * way)], dim=-1))
+        hands = hands + self.sides
         summary = torch.cat([pointed[:, None], hands], dim=1)
         return Prefix(
             torch.cat([read, summary], dim=1),
             torch.cat([mask, mask.new_ones(batch, 3)], dim=1),
             summary,
             pointing,
-            TARGET_SCALE * self.locate(pointed),
+            target,
         )
 
     def see(self, image: Tensor) -> Tensor:

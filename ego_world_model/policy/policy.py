@@ -224,7 +224,8 @@ class MotionPolicy(nn.Module):
         metres = torch.zeros(1, 1, size, size)
         if depth is not None:
             metres = normalised_depth(resize_depth(depth, size), self.config.depth_range)
-        parts = (pixels, metres, words, word_mask, present, torch.from_numpy(hands))
+        wrists = torch.from_numpy(state.translation)[None].float()
+        parts = (pixels, metres, words, word_mask, present, torch.from_numpy(hands), wrists)
         return Observation(*(p.to(device) for p in parts), torch.from_numpy(mask)[None].to(device))
 
     def tokens(self, instructions: list[str]) -> tuple[Tensor, Tensor]:

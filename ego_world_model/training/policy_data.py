@@ -326,6 +326,7 @@ class PolicySampler:
             word_mask,
             present,
             torch.from_numpy(features),
+            torch.from_numpy(states.reshape(len(frames), 2, -1)[..., :3]).float(),
             torch.from_numpy(known),
         )
         return PolicyBatch(
