@@ -156,9 +156,10 @@ def test_a_bag_gives_the_file_that_the_launch_files_take(bag, tmp_path):
     assert result.exit_code == 0, result.output
     assert "Images are stamped" in result.output and "later than the joint states" in result.output
     assert abs(read_time_offset(out) - 0.04) < 0.005
-    specs = {s.name: s for s in resolve(load_bringup("g1"), {"calibration": str(out)})}
+    given = {"calibration": str(out), "policy": "true"}
+    specs = {s.name: s for s in resolve(load_bringup("g1"), given)}
     written = yaml.safe_load(out.read_text())
-    for name in ("hand_kinematics", "world_model"):
+    for name in ("hand_kinematics", "motion_policy", "world_model"):
         assert str(out) in specs[name].parameter_files
         value = written[f"/**/{name}"]["ros__parameters"]["joint_time_offset"]
         assert abs(value - 0.04) < 0.005

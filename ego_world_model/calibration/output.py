@@ -22,7 +22,7 @@ from ego_world_model.calibration.solver import CalibrationResult
 from ego_world_model.camera import CameraPose, PinholeCamera
 from ego_world_model.embodiment import Embodiment
 
-SECTIONS = ("hand_kinematics", "world_model")
+SECTIONS = ("hand_kinematics", "motion_policy", "world_model")
 """Nodes that take the correction of the mount and the delay."""
 
 XYZ, RPY = "camera_correction_xyz", "camera_correction_rpy"

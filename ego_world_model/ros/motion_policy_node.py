@@ -17,7 +17,6 @@ from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackRet
 from ego_world_model.ros import quiet_threads  # noqa: F401  before torch
 
 # isort: split
-from ego_world_model.embodiment import load_embodiment
 from ego_world_model.kinematics import HandKinematics
 from ego_world_model.policy.chunk import HandChunk
 from ego_world_model.policy.filtering import TemporalOrthogonalFilter
@@ -33,6 +32,7 @@ from ego_world_model.ros.model_thread import ModelThread
 from ego_world_model.ros.motion_policy_settings import declare_settings, sampling
 from ego_world_model.ros.policy_inputs import Observation, PolicyInputs
 from ego_world_model.ros.prediction_publisher import PredictionPublisher
+from ego_world_model.ros.robot_description import load_robot
 from ego_world_model.ros.rollout_inputs import reject
 from ego_world_model.ros.run import StartError, run_node
 
@@ -63,10 +63,12 @@ class MotionPolicyNode(LifecycleNode):
             name="motion_policy",
         )
         self.context.on_shutdown(self._thread.begin_closing)
-        try:
-            self._robot = load_embodiment(self._settings.embodiment)
-        except (ValueError, OSError) as error:
-            raise StartError(f"parameter 'embodiment': {error}") from None
+        self._robot = load_robot(
+            self,
+            self._diagnostics,
+            self._settings.embodiment,
+            silence=self._settings.silence_timeout,
+        )
         self._kinematics = HandKinematics(self._robot)  # the policy's thread alone uses it later
         self._limits = JointLimits(self._kinematics)
         self._mount = declare_camera_mount(self, self._robot)
