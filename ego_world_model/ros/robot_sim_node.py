@@ -335,6 +335,8 @@ class RobotSimNode(Node):
     def _refuse_a_real_robot(self) -> None:
         """Another publisher of joint states may be a robot that obeys the policy, too."""
         topic = self.resolve_topic_name(JOINT_STATES)
+        if self.count_publishers(topic) < 2:
+            return
         own = (self.get_name(), self.get_namespace())
         others = [
             f"{info.node_namespace.rstrip('/')}/{info.node_name}"

@@ -37,6 +37,8 @@ READINGS = (
     Reading("hand_kinematics", "hands rate", "hands"),
     Reading("hand_kinematics", "latency median", "after"),
     Reading("hand_kinematics", "latency p99", "p99"),
+    Reading("motion_policy", "chunk rate", "chunks"),
+    Reading("motion_policy", "chunk p90", "p90"),
     Reading("world_model", "rollouts", "rollouts"),
     Reading("world_model", "rollout median", "each"),
     Reading("world_model", "imagined rate", "imagined"),

@@ -94,6 +94,7 @@ class ViewerNode(Node):
         self._subscriptions_kept: list[Any] = []
         self._meters = {topic: Meter() for topic in (self._camera.topic, HAND_JOINTS, ROLLOUT)}
         self._troubles: dict[str, tuple[float, str]] = {}
+        self._said: dict[str, tuple[float, dict[str, str]]] = {}  # node → when, its report
         self._hands_delay = 0.0
         self._last_live = self._last_paired = -math.inf
         self._rollout: msg.Rollout | None = None
@@ -244,7 +245,10 @@ class ViewerNode(Node):
     def _on_diagnostics(self, message: DiagnosticArray) -> None:
         now = time.monotonic()
         for status in message.status:
-            if status.name.rsplit("/", 1)[-1] in ("hand_kinematics", "world_model", "robot_sim"):
+            name = status.name.rsplit("/", 1)[-1]
+            if name in ("motion_policy", "robot_sim"):
+                self._said[name] = (now, {pair.key: pair.value for pair in status.values})
+            if name in ("hand_kinematics", "motion_policy", "world_model", "robot_sim"):
                 if status.level == DiagnosticStatus.OK:
                     self._troubles.pop(status.name, None)
                 else:
@@ -268,6 +272,11 @@ class ViewerNode(Node):
             since = self.get_clock().now().nanoseconds - nanoseconds(self._rollout.header.stamp)
             rows["Imagining took"] = f"{self._rollout.latency:.2f} s"
             rows["Imagined from"] = f"a frame {age(since * 1e-9)}"
+        policy, sim = self._report("motion_policy"), self._report("robot_sim")
+        if "chunk rate" in policy:
+            rows["Predictions"] = policy["chunk rate"]
+            rows["Predicting took"] = policy.get("chunk median", "")
+        words = {"Instruction": policy.get("instruction"), "Task": sim.get("task")}
         messages = [text for when, text in self._troubles.values() if now - when < 10]
         silent = [topic for topic, meter in self._meters.items() if meter.silent(now)]
         if silent:
@@ -275,7 +284,16 @@ class ViewerNode(Node):
             messages.append(f"Nothing on {names}.")
         if self._camera.topic in silent:
             messages.append(f"To see something, {SIMULATION_HINT}.")
-        self._page.show_status(rows, "\n\n".join(f"⚠ {text}" for text in dict.fromkeys(messages)))
+        self._page.show_status(
+            rows,
+            "\n\n".join(f"⚠ {text}" for text in dict.fromkeys(messages)),
+            words={name: text for name, text in words.items() if text},
+        )
+
+    def _report(self, node: str) -> dict[str, str]:
+        """What a node reports now, {} where it has fallen silent."""
+        when, values = self._said.get(node, (-math.inf, {}))
+        return values if time.monotonic() - when < _SILENT_AFTER else {}
 
 
 class Meter:

@@ -129,6 +129,7 @@ class ViewerPage:
         self._next: ImaginedView | None = None
         self._loop = RolloutLoop()
         self._predicted: HandTrajectory | None = None
+        self._shown_prediction: HandTrajectory | None = None
         self._shown_motion: HandTrajectory | None = None
         self._still: HandTrajectory | None = None  # the shown motion in the reference camera
         self._clients_lock = threading.Lock()
@@ -163,7 +164,8 @@ class ViewerPage:
             self._next = view
 
     def show_motion(self, trajectory: HandTrajectory) -> None:
-        """A motion that nothing has imagined yet; its hands stand in 3-D until a rollout comes."""
+        """The newest prediction: where it ends stands in 3-D in violet; its trails, too, until a
+        rollout comes."""
         with self._lock:
             self._predicted = trajectory
 
@@ -175,10 +177,17 @@ class ViewerPage:
         """Intrinsics of the live camera, for its frustum."""
         self.scene.show_camera(camera)
 
-    def show_status(self, rows: Mapping[str, str], message: str = "") -> None:
-        """Names and values in a table, and a message beneath (what is missing, say)."""
+    def show_status(
+        self, rows: Mapping[str, str], message: str = "", *, words: Mapping[str, str] | None = None
+    ) -> None:
+        """Names and values in a table, and a message beneath (what is missing, say).
+
+        Args:
+            words: names and texts too long for a table, which stand above it.
+        """
         lines = ["| | |", "|:--|--:|", *(f"| {k} | **{v}** |" for k, v in rows.items())]
-        text = "\n".join(lines) + (f"\n\n{message}" if message else "")
+        above = "".join(f"{k}: **{v}**\n\n" for k, v in (words or {}).items())
+        text = above + "\n".join(lines) + (f"\n\n{message}" if message else "")
         if text != self._status.content:
             self._status.content = text
 
@@ -207,6 +216,7 @@ class ViewerPage:
         self._overlay = gui.add_checkbox("Joints on camera", True)
         self._planned = gui.add_checkbox("Joints on imagination", False)
         self._trails = gui.add_checkbox("Imagined hands in 3-D", True)
+        self._ghosts = gui.add_checkbox("Predicted hands in 3-D", True)
 
     def _clients_changed(self, _: viser.ClientHandle) -> None:
         with self._clients_lock:  # browsers come and go in several threads of the server
@@ -236,6 +246,7 @@ class ViewerPage:
                     self._send_live(live)
                     sent = live
                 self._send_imagined(start)
+                self._send_prediction()
             self._closed.wait(max(0.0, self._period - (time.monotonic() - start)))
 
     def _send_live(self, view: LiveView) -> None:
@@ -266,6 +277,19 @@ class ViewerPage:
         note = f"+{view.times[k]:.1f} s" + (f"   {view.note}" if view.note else "")
         progress = view.times[k] / view.times[-1] if view.times[-1] > 0 else 1.0
         self._imagined_image.image = caption(image, note, progress)
+
+    def _send_prediction(self) -> None:
+        """Where the newest prediction ends, unless the user switched it off."""
+        with self._lock:
+            prediction = self._predicted if self._ghosts.value else None
+        if prediction is self._shown_prediction:
+            return
+        self._shown_prediction = prediction
+        if prediction is None:
+            self.scene.predicted.hide()
+            return
+        end = prediction.in_reference().frame(len(prediction) - 1)
+        self.scene.predicted.show(end.positions, end.valid)
 
     def _send_motion(self, motion: HandTrajectory | None, k: int) -> None:
         """Trails of a motion and its hands at frame k, unless the user switched them off."""

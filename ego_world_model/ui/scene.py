@@ -1,8 +1,8 @@
 """Hands and camera in three dimensions, in a viser scene whose world is the camera's optical frame.
 
-Current hands are solid, imagined hands are ghosts, and thin trails show where wrists and finger
-tips are about to go. Meshes are batched and keep their number of instances, so one frame's update
-is two small messages per hand set.
+Current hands are solid, imagined hands are ghosts, violet ones stand where the policy wants the
+hands to be, and thin trails show where wrists and finger tips are about to go. Meshes are batched
+and keep their number of instances, so one frame's update is two small messages per hand set.
 """
 
 from __future__ import annotations
@@ -18,6 +18,9 @@ from ego_world_model.camera import PinholeCamera
 from ego_world_model.drawing import bone_colours, slot_colours
 from ego_world_model.hands import SLOTS_PER_HAND, HandTrajectory, bones
 
+PREDICTED = (199, 158, 255)
+"""Colour of predicted hands: violet, which no finger of the palette has."""
+
 JOINT_RADIUS = 0.008
 BONE_RADIUS = 0.0055
 _TRAIL_SLOTS = (0, 4, 8, 12, 16, 20)  # wrist and finger tips of one hand
@@ -29,9 +32,18 @@ class HandModel:
     Args:
         name: scene tree name.
         opacity: below 1 for ghosts.
+        colour: (r, g, b) 0..255 of all of it; None: each finger its own.
     """
 
-    def __init__(self, server: viser.ViserServer, name: str, *, opacity: float = 1.0) -> None:
+    def __init__(
+        self,
+        server: viser.ViserServer,
+        name: str,
+        *,
+        opacity: float = 1.0,
+        colour: tuple[int, int, int] | None = None,
+    ) -> None:
+        self._colour = colour
         self._server = server
         self._name = name
         self._opacity = None if opacity >= 1 else opacity
@@ -81,7 +93,7 @@ class HandModel:
             self._ball.faces,
             np.tile((1.0, 0, 0, 0), (len(self._slots), 1)),
             positions[self._slots],
-            batched_colors=slot_colours(len(valid))[self._slots],
+            batched_colors=self._tint(slot_colours(len(valid))[self._slots]),
             opacity=self._opacity,
             cast_shadow=False,
             receive_shadow=False,
@@ -95,11 +107,16 @@ class HandModel:
                 wxyz,
                 middle,
                 batched_scales=scale,
-                batched_colors=bone_colours(pairs, len(valid)),
+                batched_colors=self._tint(bone_colours(pairs, len(valid))),
                 opacity=self._opacity,
                 cast_shadow=False,
                 receive_shadow=False,
             )
+
+    def _tint(self, colours: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        if self._colour is None:
+            return colours
+        return np.tile(np.array(self._colour, np.uint8), (len(colours), 1))
 
 
 def rods(
@@ -153,6 +170,7 @@ class HandScene:
         server.scene.add_frame("/camera", axes_length=0.04, axes_radius=0.0015, origin_radius=0.003)
         self.current = HandModel(server, "/hands")
         self.ghost = HandModel(server, "/imagined", opacity=0.35)
+        self.predicted = HandModel(server, "/predicted", opacity=0.4, colour=PREDICTED)
         server.scene.configure_environment_map(None)
         server.scene.configure_default_lights(enabled=False)
         server.scene.add_light_ambient("/light/ambient", intensity=1.0)
