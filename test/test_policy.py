@@ -167,6 +167,23 @@ def test_predict_answers_sixteen_steps_of_both_hands(
     assert np.abs(other.translation - chunk.translation).max() > 1e-4
 
 
+def test_temperature_scales_how_much_chunks_differ(
+    policy: MotionPolicy, robot: HandKinematics
+) -> None:
+    """At 0 every seed gives the same chunk; at 1 chunks differ more than at a half."""
+    image, state, camera = seen(robot)
+
+    def spread(temperature: float) -> float:
+        chunks = [
+            policy.predict(image, state, camera, seed=seed, temperature=temperature).translation
+            for seed in range(4)
+        ]
+        return float(np.std(chunks, axis=0).mean())
+
+    assert spread(0.0) == 0.0
+    assert spread(1.0) > 1.5 * spread(0.5) > 0
+
+
 def test_every_modality_counts_and_none_is_needed(
     policy: MotionPolicy, robot: HandKinematics
 ) -> None:

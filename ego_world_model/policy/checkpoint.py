@@ -31,6 +31,8 @@ class PolicyConfig:
         fps: steps of a chunk per second. chunk: steps.
         fingers: kinds of finger joints it knows, see ``spaces.Layout``.
         steps: Euler steps from noise to data.
+        temperature: scale of the noise that motion is made from. 1 draws from what was learned;
+            towards 0 chunks approach their mean: less varied, less jittery.
         depth_range: metres that stand for 1 in the depth image; farther is unknown.
         prompt: what the language model reads; {instruction} is put in.
     """
@@ -41,6 +43,7 @@ class PolicyConfig:
     cerebellum: CerebellumConfig
     chunk: int = 16
     steps: int = 10
+    temperature: float = 1.0
     depth_range: float = 2.0
     prompt: str = "{instruction}"
 

@@ -152,6 +152,7 @@ class MotionPolicy(nn.Module):
         depth: NDArray[np.float32] | None = None,
         seed: int | None = None,
         steps: int | None = None,
+        temperature: float | None = None,
     ) -> HandChunk:
         """The hands' next ``config.chunk`` steps.
 
@@ -164,7 +165,7 @@ class MotionPolicy(nn.Module):
             depth: (H, W) metres along z, aligned with the image, 0 or NaN where unknown; None:
                 what the depth estimator says, or, without one, the policy goes without.
             seed: of the noise that motion is made from; None: a fresh one.
-            steps: Euler steps instead of the checkpoint's.
+            steps, temperature: instead of the checkpoint's, see ``PolicyConfig``.
 
         Raises:
             ValueError: naming the argument that does not fit.
@@ -175,6 +176,7 @@ class MotionPolicy(nn.Module):
         observation = self.observe(image, state, intrinsics, instruction=instruction, depth=depth)
         generator = torch.Generator().manual_seed(seed) if seed is not None else None
         noise = torch.randn(1, config.chunk, self.layout.width, generator=generator)
+        noise = noise * (config.temperature if temperature is None else temperature)
         actions = self.denoise(observation, noise.to(self.device), steps or config.steps)
         times = (np.arange(config.chunk) + 1) / config.fps
         values = self.normaliser.action_back(actions[0].cpu().numpy())
