@@ -68,6 +68,37 @@ def rectified(
     return _rectifier(camera)(image), camera.ideal()
 
 
+def rectified_depth(metres: NDArray[np.float32], camera: PinholeCamera) -> NDArray[np.float32]:
+    """Depth (H, W) in metres, aligned to images of ``camera``, as its ideal pinhole sees it.
+
+    Every pixel takes the nearest one's value, since a mean over an edge lies nowhere; what the lens
+    did not see is 0, unknown.
+
+    Raises:
+        ValueError: depth of another size.
+    """
+    if not camera.distortion:
+        return metres
+    if metres.shape != (camera.height, camera.width):
+        raise ValueError(
+            f"depth must be {(camera.height, camera.width)}, as its camera, got {metres.shape}"
+        )
+    nearest, seen = _nearest_pixels(camera)
+    return np.where(seen, metres.reshape(-1)[nearest], np.float32(0))
+
+
+@functools.lru_cache(maxsize=2)
+def _nearest_pixels(camera: PinholeCamera) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
+    """(H, W) flat index of the lens's pixel behind each of the pinhole's, and whether it saw it."""
+    columns, rows = np.meshgrid(np.arange(camera.width), np.arange(camera.height))
+    pixels = np.stack([columns, rows], axis=-1)
+    source = camera.project(camera.ideal().unproject(pixels, np.ones(rows.shape)))
+    last = np.array([camera.width - 1, camera.height - 1])
+    seen = ((source >= -0.5) & (source <= last + 0.5)).all(axis=-1)
+    column, row = np.moveaxis(np.rint(np.clip(source, 0, last)).astype(np.intp), -1, 0)
+    return row * camera.width + column, seen
+
+
 # One camera is rectified again and again; its table takes 10 MB at 640x480.
 @functools.lru_cache(maxsize=2)
 def _rectifier(camera: PinholeCamera) -> Rectifier:

@@ -29,6 +29,8 @@ CASES = [
     ["sim:=true"],
     ["sim:=1", "namespace:=/robot/left", "use_sim_time:=True", "log_level:=debug"],
     ["viewer:=false", "rviz:=true", "checkpoint:=it's here", "motion_source:=predicted"],
+    ["sim:=true", "execute:=true", "instruction:=reach for the red box with the left hand"],
+    ["policy:=true", "policy_checkpoint:=/models/policy"],
     ["sim:=true", "embodiment:=/home/me/my robot.yaml"],
     ["bridge:=true", "joint_states:=/g1/joint_states"],
     ["camera_topics:=/head", "joint_states:=/g1/joint_states", "publish_camera_tf:=false"],
@@ -135,8 +137,36 @@ def test_the_table_starts_the_graph_of_the_architecture():
     assert names == ["robot_sim", "hand_kinematics", "world_model", "viewer"]
     names = [spec.name for spec in resolve(load_bringup("g1"), {"viewer": "false"})]
     assert names == ["hand_kinematics", "world_model"]  # the real robot is the default
+    names = [spec.name for spec in resolve(load_bringup("g1"), {"policy": "true"})]
+    assert names == ["hand_kinematics", "motion_policy", "world_model", "viewer"]
     names = [spec.name for spec in resolve(load_bringup("g1"), {"bridge": "true"})]
     assert names == ["unitree_bridge", "hand_kinematics", "world_model", "viewer"]
+
+
+def test_with_execute_the_simulated_robot_follows_the_policy_and_its_prediction_is_imagined():
+    given = {"sim": "true", "execute": "true", "instruction": "reach for it", "policy": ""}
+    specs = {spec.name: spec for spec in resolve(load_bringup("g1"), given)}
+    assert specs["robot_sim"].parameters["execute"] is True
+    assert specs["world_model"].parameters["motion_source"] == "predicted"
+    for name in ("robot_sim", "motion_policy"):
+        assert specs[name].parameters["instruction"] == "reach for it"
+    given["motion_source"] = "planned"
+    specs = {spec.name: spec for spec in resolve(load_bringup("g1"), given)}
+    assert specs["world_model"].parameters["motion_source"] == "planned"
+
+
+@pytest.mark.parametrize(
+    ("given", "text"),
+    [
+        ({"execute": "true"}, "needs sim:=true"),
+        ({"execute": "true", "bridge": "true"}, "needs sim:=true"),
+        ({"execute": "true", "sim": "true", "policy": "false"}, "leave policy:=false out"),
+        ({"policy": "false", "policy_checkpoint": "mine"}, "add policy:=true"),
+    ],
+)
+def test_execution_is_for_the_simulation_and_the_policy_only(given, text):
+    with pytest.raises(BringupError, match=text):
+        resolve(load_bringup("g1"), given)
 
 
 def test_the_realsense_driver_is_where_the_other_nodes_look_for_it():

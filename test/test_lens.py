@@ -10,7 +10,7 @@ from ego_world_model.camera import PinholeCamera
 from ego_world_model.embodiment import Embodiment, load_embodiment
 from ego_world_model.kinematics import HandKinematics
 from ego_world_model.media import decode_picture, encode_jpeg, encode_png, picture_size
-from ego_world_model.rectification import Rectifier, rectified
+from ego_world_model.rectification import Rectifier, rectified, rectified_depth
 from ego_world_model.stereo import eye_width, one_eye
 
 lenses = pytest.mark.parametrize("lens", LENSES.values(), ids=LENSES)
@@ -76,6 +76,22 @@ def test_rectified_images_continue_the_lens_picture_beyond_its_edge() -> None:
     assert (Rectifier(lens)(grey) == 120).all()
     with pytest.raises(ValueError, match=r"image must be \(48, 64, 3\)"):
         Rectifier(lens)(grey[:, 1:])
+
+
+@lenses
+def test_rectified_depth_stays_where_the_rectified_image_puts_it(lens: PinholeCamera) -> None:
+    """A near disc before a far wall: in depth it covers the same pixels as in the picture, nothing
+    lies between the two, and what the lens did not see is unknown."""
+    columns, rows = np.meshgrid(np.arange(lens.width), np.arange(lens.height))
+    disc = np.hypot(columns - 0.7 * lens.width, rows - 0.4 * lens.height) < 0.15 * lens.height
+    metres = rectified_depth(np.where(disc, 0.5, 2.0).astype(np.float32), lens)
+    assert set(np.unique(metres)) <= {np.float32(0), np.float32(0.5), np.float32(2)}
+    picture = rectified(np.repeat(255 * disc[..., None].astype(np.uint8), 3, axis=2), lens)[0]
+    near = picture[..., 0] > 127
+    assert (near == (metres == 0.5)).mean() > 0.998
+    assert near.sum() > 200
+    with pytest.raises(ValueError, match="depth must be"):
+        rectified_depth(metres[:, 1:], lens)
 
 
 def test_an_image_without_a_lens_is_left_alone() -> None:

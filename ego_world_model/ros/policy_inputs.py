@@ -16,7 +16,7 @@ from sensor_msgs.msg import CameraInfo, JointState
 from ego_world_model.camera import CameraPose, PinholeCamera
 from ego_world_model.kinematics import HandKinematics
 from ego_world_model.kinematics.joint_buffer import JointBuffer, influential_joints
-from ego_world_model.rectification import rectified
+from ego_world_model.rectification import rectified, rectified_depth
 from ego_world_model.ros.camera_frames import CameraFrame, CameraIntake
 from ego_world_model.ros.conversions import (
     MessageError,
@@ -219,4 +219,4 @@ class PolicyInputs:
             self._diagnostics.warn("depth rejected", str(error))
             return None
         self._diagnostics.tick("depth used")
-        return metres
+        return rectified_depth(metres, camera)
