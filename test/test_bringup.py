@@ -230,7 +230,9 @@ def test_every_node_has_the_same_robot(root, robot, embodiment):
     specs = [
         spec
         for source in ("sim", "bridge")
-        for spec in resolve(load_bringup(robot), {source: "true", "embodiment": "own.yaml"})
+        for spec in resolve(
+            load_bringup(robot), {source: "true", "policy": "true", "embodiment": "own.yaml"}
+        )
     ]
     replaced = {f"/**/{s.name}" for s in specs if s.parameters.get("embodiment") == "own.yaml"}
     assert replaced == set(named)
