@@ -22,7 +22,12 @@ from ego_world_model.policy import MotionPolicy
 from ego_world_model.policy.spaces import chunk_from, state_vector
 from ego_world_model.training.config import load
 from ego_world_model.training.policy import PolicyTraining, fitted_normaliser
-from ego_world_model.training.policy_data import PolicyCache, PolicySampler, other_words
+from ego_world_model.training.policy_data import (
+    PolicyCache,
+    PolicySampler,
+    other_words,
+    task_ends,
+)
 
 ROBOTS = ("g1_dex3", "h1_2_inspire")
 
@@ -55,7 +60,8 @@ def cache(datasets: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -
 
 def test_windows_hold_what_was_commanded(cache: PolicyCache, datasets: dict[str, Path]) -> None:
     """A window's chunk, put back together, is the forward kinematics of the actions that follow,
-    in the camera of its first frame; where the task or the episode ends, nothing is claimed."""
+    in the camera of its first frame; once the task is done, the hands rest; where it was cut off,
+    nothing is claimed."""
     normaliser = fitted_normaliser(cache, 16)
     words = lambda texts: (torch.zeros(len(texts), 1).long(), torch.ones(len(texts), 1).bool())  # noqa: E731
     sampler = PolicySampler(cache, normaliser, words, chunk=16)
@@ -64,7 +70,7 @@ def test_windows_hold_what_was_commanded(cache: PolicyCache, datasets: dict[str,
         kinematics, reader = HandKinematics(load_embodiment(robot)), DatasetReader(path)
         for index in range(len(reader)):
             episode = reader.episode(index)
-            frame = 5 + 9 * index
+            frame = int(np.flatnonzero(cache.useful[cache.first[number] :])[5 + 3 * index])
             batch = sampler.gather(np.array([cache.first[number] + frame]))
             pose = episode.camera_pose[frame]
             # the mount as the episode has it, not the nominal one
@@ -79,10 +85,14 @@ def test_windows_hold_what_was_commanded(cache: PolicyCache, datasets: dict[str,
             vector, mask = state_vector(cache.layout, state)
             values = normaliser.action_back(batch.actions[0].numpy())
             chunk = chunk_from(cache.layout, values, state, (np.arange(16) + 1) / 10)
-            starts = [start for start, _, _ in episode.metadata["tasks"] if start > frame]
-            known = min([16, len(episode) - frame, *[start - frame for start in starts]])
+            row = cache.first[number] + frame
+            last, done = int(cache.last[row] - row), bool(cache.done[row])
+            assert cache.useful[row] and last < len(episode) - frame
+            known = 16 if done else min(16, last + 1)
             for k in range(known):
-                true = kinematics.hand_state(episode.action[frame + k].astype(float), camera)
+                # after the last command that belongs to the task, the hands rest
+                q = episode.action[frame + min(k, last)].astype(float)
+                true = kinematics.hand_state(q, camera)
                 np.testing.assert_allclose(chunk.translation[k], true.translation, atol=2e-5)
                 np.testing.assert_allclose(chunk.state(k).rotation, true.rotation, atol=2e-4)
                 np.testing.assert_allclose(chunk.fingers[k], true.fingers, atol=2e-5)
@@ -90,6 +100,41 @@ def test_windows_hold_what_was_commanded(cache: PolicyCache, datasets: dict[str,
                 batch.mask[0].numpy(), (np.arange(16) < known)[:, None] & mask
             )
             number += 1
+
+
+def scripted(
+    target: np.ndarray, wrist: np.ndarray, carries: bool
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """``task_ends`` of one task: target (T, 3) and left wrist (T, 3), the right one far away."""
+    steps = len(target)
+    poses = np.tile(np.eye(4, dtype=np.float32), (steps, 2, 1, 1))
+    poses[:, 0, :3, 3] = wrist
+    poses[:, 1, :3, 3] = 5.0
+    camera = np.tile(np.eye(4, dtype=np.float32), (steps, 1, 1))
+    task = np.zeros(steps, np.int64)
+    return task_ends(task, target.astype(np.float32), camera, poses, np.full(steps, carries))
+
+
+def test_demonstrations_end_where_they_have_done_what_they_were_told() -> None:
+    """A reach ends at its nearest point, a grasp when its object rests where it was taken; what
+    draws back is no example, and a grasp that took nothing is none either."""
+    way = np.concatenate([np.linspace(0.3, 0.05, 10), np.linspace(0.1, 0.3, 6)])
+    wrist = np.stack([way, 0 * way, 0 * way], axis=1)
+    still = np.zeros((16, 3))
+    useful, last, done = scripted(still, wrist, False)
+    np.testing.assert_array_equal(useful, np.arange(16) <= 9)
+    assert (last == 9).all() and done.all()
+    carried = still.copy()
+    carried[5:12, 0] = np.linspace(0, 0.2, 7)
+    carried[12:, 0] = 0.2
+    useful, last, done = scripted(carried, wrist, True)
+    np.testing.assert_array_equal(useful, np.arange(16) <= 11)
+    assert (last == 11).all() and done.all()
+    useful, _, _ = scripted(still, wrist, True)
+    assert not useful.any()
+    unknown = np.full((16, 3), np.nan)
+    useful, last, done = scripted(unknown, wrist, False)
+    assert useful.all() and (last == 15).all() and not done.any()
 
 
 def test_the_pointing_head_is_told_where_the_object_is(cache: PolicyCache) -> None:

@@ -195,9 +195,8 @@ def _new_policy(config: PolicyTraining, train: PolicyCache) -> MotionPolicy:
 
 def fitted_normaliser(cache: PolicyCache, chunk: int) -> Normaliser:
     """Quantiles of a cache's windows (of at most 60,000, evenly spread)."""
-    count = len(cache.task)
-    frames = np.arange(0, count, max(1, count // _FITTED))
     sampler = PolicySampler(cache, None, None, chunk=chunk)
+    frames = sampler.frames[:: max(1, len(sampler.frames) // _FITTED)]
     states, known, actions, mask = sampler.vectors(frames)
     return Normaliser.fit(
         cache.layout, states.astype(np.float32), known, actions.astype(np.float32), mask

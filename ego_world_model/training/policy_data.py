@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from ego_world_model.kinematics import HandKinematics
 from ego_world_model.policy.cerebrum import Observation
 from ego_world_model.policy.policy import hand_features, resize_depth, resize_image
 from ego_world_model.policy.spaces import Layout, Normaliser, finger_kind, relative
+from ego_world_model.simulation.goals import Goal
 
 # The simulation says everything in one way; people do not.
 _OTHER_WORDS = (
@@ -31,6 +33,9 @@ _OTHER_WORDS = (
     (r"^lift", ("lift", "lift", "raise")),
     (r"with the (left|right) hand", (r"with the \1 hand", r"using the \1 hand")),
 )
+
+
+_CARRIED, _STILL = 0.05, 0.002  # metres that a carried object moves in all; in a frame, at rest
 
 
 @dataclass(frozen=True)
@@ -95,6 +100,7 @@ class PolicyCache:
         task: (N,) counts the tasks of all episodes, so that two frames of one task share it.
         words: (N,) number of the instruction in ``instructions``.
         first (E + 1,), intrinsics (E, 3, 3), known (E, D), shape (E, 2): of the episodes.
+        useful (N,) bool, last (N,), done (N,) bool: see ``task_ends``.
     """
 
     ARRAYS = ("images", "depth", "wrists", "next_wrists", "fingers", "next_fingers")
@@ -107,6 +113,10 @@ class PolicyCache:
         self.instructions: list[str] = info["instructions"]
         for name in self.ARRAYS:
             setattr(self, name, np.load(folder / f"{name}.npy", mmap_mode="r"))
+        carries = np.array(info["carries"])[self.words]
+        self.useful, self.last, self.done = task_ends(
+            self.task, self.target, self.camera, self.wrists, carries
+        )
 
     def __len__(self) -> int:
         """Number of episodes."""
@@ -170,6 +180,7 @@ class PolicyCache:
             "fps": rates.pop(),
             "has_depth": depths.pop(),
             "instructions": list(writer.instructions),
+            "carries": [writer.carries[text] for text in writer.instructions],
         }
         info.write_text(json.dumps(key | extra))
         return cls(folder)
@@ -181,6 +192,7 @@ class _Writer:
     def __init__(self, folder: Path, frames: int, size: int, layout: Layout) -> None:
         self.folder, self.size, self.layout, self.at = folder, size, layout, 0
         self.instructions: dict[str, int] = {}
+        self.carries: dict[str, bool] = {}
         self.tasks = 0
         hands = (frames, 2, len(layout.fingers))
         shapes: dict[str, tuple[tuple[int, ...], type]] = {
@@ -231,6 +243,7 @@ class _Writer:
         targets = episode.metadata.get("targets") or [None] * len(episode)
         arrays["target"][rows] = [t if t is not None else [np.nan] * 3 for t in targets]
         listed = episode.metadata.get("tasks") or [(0, "any", episode.task)]
+        self.carries |= {text: Goal(name, text).carries for _, name, text in listed}
         starts = np.array([start for start, _, _ in listed])
         number = np.searchsorted(starts, np.arange(len(episode)), side="right") - 1
         known = [self.instructions.setdefault(t, len(self.instructions)) for _, _, t in listed]
@@ -277,7 +290,12 @@ class PolicySampler:
 
     def sample(self, batch: int) -> PolicyBatch:
         """``batch`` windows that begin at random frames."""
-        return self.gather(self.rng.integers(0, len(self.cache.task), batch))
+        return self.gather(self.rng.choice(self.frames, batch))
+
+    @cached_property
+    def frames(self) -> NDArray[np.int64]:
+        """Frames at which a window may begin."""
+        return np.flatnonzero(self.cache.useful)
 
     def vectors(self, frames: NDArray[np.int64]) -> tuple[NDArray, NDArray, NDArray, NDArray]:
         """States (B, D), what is known of them (B, D), actions (B, N, D) and their mask, as they
@@ -285,9 +303,9 @@ class PolicySampler:
         cache, layout = self.cache, self.cache.layout
         episode = np.searchsorted(cache.first, frames, side="right") - 1
         steps = frames[:, None] + np.arange(self.chunk)  # command of frame k is for k + 1
-        inside = steps < cache.first[episode + 1][:, None]
-        steps = np.minimum(steps, cache.first[episode + 1][:, None] - 1)
-        inside &= cache.task[steps] == cache.task[frames][:, None]
+        last = cache.last[frames][:, None]
+        inside = (steps <= last) | cache.done[frames][:, None]
+        steps = np.minimum(steps, last)  # what is done is done: the hands rest
         to_camera = np.linalg.inv(cache.camera[frames].astype(np.float64))
         now = to_camera[:, None] @ cache.wrists[frames]
         then = to_camera[:, None, None] @ cache.next_wrists[steps]
@@ -341,6 +359,54 @@ class PolicySampler:
     def _said(self, number: int) -> str:
         text = self.cache.instructions[number]
         return other_words(text, self.rng) if self.rng is not None and self.rephrase else text
+
+
+def task_ends(
+    task: NDArray[np.int64],
+    target: NDArray[np.float32],
+    camera: NDArray[np.float32],
+    wrists: NDArray[np.float32],
+    carries: NDArray[np.bool_],
+) -> tuple[NDArray[np.bool_], NDArray[np.int64], NDArray[np.bool_]]:
+    """Where demonstrations have done what they were told.
+
+    Scripted tasks go on after that: they let go, and draw back. One picture cannot tell a hand
+    that draws back from one that approaches, so a policy that learnt both would hover. An object
+    that is carried is where it belongs when it moves no more; an object that is reached for, when
+    the nearest wrist is nearest. Tasks whose object is unknown count to their last frame; those
+    that should have carried theirs and did not are left out.
+
+    Args:
+        task (N,), target (N, 3), camera (N, 4, 4), wrists (N, 2, 4, 4), carries (N,): of all
+            frames, see ``PolicyCache``.
+
+    Returns:
+        useful (N,) frames at which a window may begin; last (N,) frame whose command still belongs
+        to the frame's task; done (N,) whether the hands rest after that.
+    """
+    count = len(task)
+    useful, done = np.ones(count, bool), np.zeros(count, bool)
+    last = np.empty(count, np.int64)
+    edges = np.flatnonzero(np.diff(task, prepend=-1, append=task[-1] + 1))
+    for start, stop in zip(edges[:-1], edges[1:], strict=True):
+        last[start:stop] = stop - 1
+        known = target[start:stop].astype(np.float64)
+        if not np.isfinite(known).all():
+            continue
+        pose = camera[start:stop].astype(np.float64)
+        place = np.einsum("tij,tj->ti", pose[:, :3, :3], known) + pose[:, :3, 3]  # root frame
+        if carries[start]:
+            if np.linalg.norm(place - place[0], axis=1).max() < _CARRIED:
+                useful[start:stop] = False
+                continue
+            moving = np.linalg.norm(np.diff(place, axis=0), axis=1) > _STILL
+            end = start + int(np.flatnonzero(moving)[-1]) + 1
+        else:
+            gap = np.linalg.norm(wrists[start:stop, :, :3, 3] - place[:, None], axis=-1)
+            end = start + int(gap.min(axis=1).argmin())
+        useful[end + 1 : stop] = False
+        last[start:stop], done[start:stop] = end, end < stop - 1
+    return useful, last, done
 
 
 def other_words(text: str, rng: np.random.Generator) -> str:

@@ -30,7 +30,8 @@ class PolicyValidation:
     ) -> None:
         self.policy, self.loss = policy, loss
         sampler = PolicySampler(cache, policy.normaliser, policy.tokens, chunk=policy.config.chunk)
-        frames = np.unique(np.linspace(0, len(cache.task) - 1, windows).astype(np.int64))
+        spread = np.linspace(0, len(sampler.frames) - 1, windows).astype(np.int64)
+        frames = sampler.frames[np.unique(spread)]
         self.batches = [
             sampler.gather(frames[start : start + _BATCH])
             for start in range(0, len(frames), _BATCH)
