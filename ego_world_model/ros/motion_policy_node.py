@@ -7,12 +7,11 @@ model, as joint targets for a robot, and as ghost hands for people.
 
 from __future__ import annotations
 
-import gc
 import sys
 import time
+from functools import partial
 
 import numpy as np
-from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 
 from ego_world_model.ros import quiet_threads  # noqa: F401  before torch
 
@@ -26,43 +25,34 @@ from ego_world_model.policy.targets import JointTargets, joint_targets
 from ego_world_model.ros.camera_frames import CameraIntake
 from ego_world_model.ros.camera_mount import declare_camera_mount
 from ego_world_model.ros.conversions import MessageError
-from ego_world_model.ros.diagnostics import ERROR, Diagnostics
 from ego_world_model.ros.instruction import Instruction
-from ego_world_model.ros.model_thread import ModelThread
+from ego_world_model.ros.model_node import ModelNode, started
 from ego_world_model.ros.motion_policy_settings import declare_settings, sampling
 from ego_world_model.ros.policy_inputs import Observation, PolicyInputs
 from ego_world_model.ros.prediction_publisher import PredictionPublisher
 from ego_world_model.ros.robot_description import load_robot
 from ego_world_model.ros.rollout_inputs import reject
-from ego_world_model.ros.run import StartError, run_node
+from ego_world_model.ros.run import run_node
 
 
-class MotionPolicyNode(LifecycleNode):
+class MotionPolicyNode(ModelNode):
     """Publishes ``hands/predicted`` and ``joint_trajectory/predicted``; see the module."""
 
     def __init__(self) -> None:
-        super().__init__("motion_policy")
-        self._settings = declare_settings(self)
-        self._diagnostics = Diagnostics(self)
         self._policy: MotionPolicy | None = None
         self._inputs: PolicyInputs | None = None
         self._publisher: PredictionPublisher | None = None
         self._filter = TemporalOrthogonalFilter()
         self._filtered = 0  # ns, the newest frame in the filter
-        self._active = False
         self._busy = False
         self._fresh_start = False
-        self._next_start = 0.0
-        self._refusal = ""
-        self._instruction = Instruction(self, self._instructed)
-        self._thread = ModelThread(
-            self._predict,
-            on_error=self._failed,
-            threads=self._settings.threads,
-            niceness=self._settings.niceness,
-            name="motion_policy",
+        super().__init__(
+            "motion_policy",
+            model="motion policy",
+            product="chunk",
+            declare_settings=declare_settings,
         )
-        self.context.on_shutdown(self._thread.begin_closing)
+        self._instruction = Instruction(self, self._instructed)
         self._robot = load_robot(
             self,
             self._diagnostics,
@@ -73,77 +63,26 @@ class MotionPolicyNode(LifecycleNode):
         self._limits = JointLimits(self._kinematics)
         self._mount = declare_camera_mount(self, self._robot)
         self._images = CameraIntake(self)
-        self._diagnostics.value("checkpoint", self._settings.checkpoint)
         self._diagnostics.value("instruction", self._instruction.text or "(none)")
-        self._diagnostics.value("state", "unconfigured")
-
-    def autostart(self) -> None:
-        """Configure and activate.
-
-        Raises:
-            StartError: if the checkpoint cannot be loaded.
-        """
-        for transition in (self.trigger_configure, self.trigger_activate):
-            if transition() != TransitionCallbackReturn.SUCCESS:
-                raise StartError(self._refusal or "a lifecycle transition failed; see the log")
 
     # ---------------------------------------------------------------- lifecycle
 
-    def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Load the checkpoint; a broken one leaves the node unconfigured and says why."""
-        settings = self._settings
-        started = time.monotonic()
-        try:
-            policy = MotionPolicy.from_pretrained(settings.checkpoint, device=settings.device)
-            for hand in self._robot.hands.values():
-                policy.layout.columns(hand.fingers)  # a hand that it does not know is said now
-        except Exception as error:  # whatever is wrong with a file, the user must read which
-            self._refusal = f"motion policy checkpoint {settings.checkpoint!r}: {error}"
-            self.get_logger().fatal(self._refusal)
-            self._diagnostics.problem("checkpoint failed", self._refusal, level=ERROR)
-            return TransitionCallbackReturn.FAILURE
-        # What lives as long as the process is kept out of full collections, which stall callbacks.
-        gc.collect()
-        gc.freeze()
+    def _load(self) -> MotionPolicy:
+        policy = MotionPolicy.from_pretrained(
+            self._settings.checkpoint, device=self._settings.device
+        )
+        for hand in self._robot.hands.values():
+            policy.layout.columns(hand.fingers)  # a hand that it does not know is said now
+        return policy
+
+    def _adopt(self, policy: MotionPolicy) -> str:
         self._policy = policy
         self._join_graph()
-        config = policy.config
-        self.get_logger().info(
-            f"loaded {settings.checkpoint!r} in {time.monotonic() - started:.1f} s: chunks of "
-            f"{config.chunk} steps at {config.fps:g} Hz on {settings.device}, "
-            f"{settings.threads} thread(s)"
-        )
-        self._diagnostics.value("state", "inactive")
-        return super().on_configure(state)
+        return f"chunks of {policy.config.chunk} steps at {policy.config.fps:g} Hz"
 
-    def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Start to predict."""
-        self._set_active(True)
-        return super().on_activate(state)
-
-    def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Stop; a chunk that is being computed is not published."""
-        self._set_active(False)
-        return super().on_deactivate(state)
-
-    def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Free the policy."""
-        self._release()
-        return super().on_cleanup(state)
-
-    def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Free the policy for good."""
-        self._release()
-        self._thread.close()
-        return super().on_shutdown(state)
-
-    def destroy_node(self) -> None:
-        """End the thread before the publishers that it uses."""
-        self._thread.close()
-        self._release()
+    def _leave_graph(self) -> None:
         if self._publisher is not None:
             self._publisher.destroy()
-        super().destroy_node()
 
     def _join_graph(self) -> None:
         """Subscribe and advertise at the first configuration, for the node's life."""
@@ -163,17 +102,13 @@ class MotionPolicyNode(LifecycleNode):
         )
 
     def _set_active(self, active: bool) -> None:
-        self._active = active
-        self._next_start = 0.0
+        super()._set_active(active)
         self._fresh_start = True
         if self._inputs is not None and not active:
             self._inputs.clear()
-        self._diagnostics.value("state", "active" if active else "inactive")
 
-    def _release(self) -> None:
-        self._set_active(False)
+    def _forget(self) -> None:
         self._policy = None
-        self._diagnostics.value("state", "unconfigured")
 
     # ---------------------------------------------------------------- callbacks
 
@@ -190,7 +125,7 @@ class MotionPolicyNode(LifecycleNode):
 
     # ---------------------------------------------------------------- in the policy's thread
 
-    def _predict(self) -> None:
+    def _work(self) -> None:
         """Whenever a frame came: at most one chunk."""
         policy, inputs, publisher = self._policy, self._inputs, self._publisher
         if not self._active or policy is None or inputs is None or publisher is None:
@@ -273,29 +208,10 @@ class MotionPolicyNode(LifecycleNode):
         report.sample("tracking error of rotation", turned, "deg")
         report.value("limits", targets.explain(self._robot) or "none")
 
-    def _failed(self, error: Exception) -> None:
-        """A chunk failed for a reason that no input explains; the next frame tries again."""
-        if self.context.ok():
-            self._diagnostics.warn(
-                "chunks failed", f"prediction failed: {type(error).__name__}: {error}", level=ERROR
-            )
-
-
-def create() -> MotionPolicyNode:
-    """The node, started where the parameter ``autostart`` says so."""
-    node = MotionPolicyNode()
-    if node.get_parameter("autostart").value:
-        try:
-            node.autostart()
-        except BaseException:
-            node.destroy_node()
-            raise
-    return node
-
 
 def main(args: list[str] | None = None) -> int:
     """Runs the node until it is interrupted."""
-    return run_node(create, args)
+    return run_node(partial(started, MotionPolicyNode), args)
 
 
 if __name__ == "__main__":

@@ -7,52 +7,41 @@ answers "what if" for given motions and goes before the continuous rollouts.
 
 from __future__ import annotations
 
-import gc
 import sys
 import time
 from functools import partial
 
 from rclpy.executors import MultiThreadedExecutor
-from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 
 from ego_world_model.kinematics import HandKinematics
 from ego_world_model.ros.camera_frames import CameraIntake
 from ego_world_model.ros.camera_mount import declare_camera_mount
 from ego_world_model.ros.conversions import MessageError
-from ego_world_model.ros.diagnostics import ERROR, Diagnostics
 from ego_world_model.ros.imagine_action import ImagineAction
-from ego_world_model.ros.model_thread import ModelThread
+from ego_world_model.ros.model_node import ModelNode, started
 from ego_world_model.ros.reference_frames import MissingInput
 from ego_world_model.ros.robot_description import load_robot
 from ego_world_model.ros.rollout_inputs import Assembled, RolloutInputs, reject
 from ego_world_model.ros.rollout_publisher import RolloutPublisher
 from ego_world_model.ros.rollouts import STAGES, imagine, model_slots
-from ego_world_model.ros.run import StartError, run_node
+from ego_world_model.ros.run import run_node
 from ego_world_model.ros.world_model_settings import declare_settings, sampling
 from ego_world_model.world_model import ImaginationCancelled, WorldModel
 
 
-class WorldModelNode(LifecycleNode):
+class WorldModelNode(ModelNode):
     """Publishes ``imagined/…`` and serves ``imagine``; see the module and ``declare_settings``."""
 
     def __init__(self) -> None:
-        super().__init__("world_model")
-        self._settings = declare_settings(self)
-        self._diagnostics = Diagnostics(self)
         self._model: WorldModel | None = None
         self._publisher: RolloutPublisher | None = None
         self._action: ImagineAction | None = None
-        self._active = False
-        self._next_start = 0.0
-        self._refusal = ""
-        self._thread = ModelThread(
-            self._rollout,
-            on_error=self._failed,
-            threads=self._settings.threads,
-            niceness=self._settings.niceness,
+        super().__init__(
+            "world_model",
+            model="world model",
+            product="rollout",
+            declare_settings=declare_settings,
         )
-        # Ctrl-C must not wait for a long rollout: steps that follow it cancel.
-        self.context.on_shutdown(self._thread.begin_closing)
         robot = load_robot(
             self,
             self._diagnostics,
@@ -63,80 +52,25 @@ class WorldModelNode(LifecycleNode):
         self._mount = declare_camera_mount(self, robot)
         self._images = CameraIntake(self)
         self._inputs: RolloutInputs | None = None
-        self._diagnostics.value("checkpoint", self._settings.checkpoint)
-        self._diagnostics.value("state", "unconfigured")
-
-    def autostart(self) -> None:
-        """Configure and activate.
-
-        Raises:
-            StartError: if the checkpoint cannot be loaded.
-        """
-        for transition in (self.trigger_configure, self.trigger_activate):
-            if transition() != TransitionCallbackReturn.SUCCESS:
-                raise StartError(self._refusal or "a lifecycle transition failed; see the log")
 
     # ---------------------------------------------------------------- lifecycle
 
-    def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Load the checkpoint; a broken one leaves the node unconfigured and says why."""
-        checkpoint = self._settings.checkpoint
-        started = time.monotonic()
-        try:
-            # Not in the model's thread: at its low priority, imports would hold Python's lock long.
-            model = WorldModel.from_pretrained(checkpoint, device=self._settings.device)
-        except Exception as error:  # whatever is wrong with a file, the user must read which
-            self._refusal = f"world model checkpoint {checkpoint!r} cannot be loaded: {error}"
-            self.get_logger().fatal(self._refusal)
-            self._diagnostics.problem("checkpoint failed", self._refusal, level=ERROR)
-            return TransitionCallbackReturn.FAILURE
-        # A million objects of torch live as long as the process: left in the collector's sight,
-        # each full collection would hold up the callbacks, and the exit, for a second or two.
-        gc.collect()
-        gc.freeze()
+    def _load(self) -> WorldModel:
+        return WorldModel.from_pretrained(self._settings.checkpoint, device=self._settings.device)
+
+    def _adopt(self, model: WorldModel) -> str:
         config = model.config
         self._model = model
         self._join_graph(config.num_frames)
         self._inputs.expect(model_slots(model), config.horizon)
         self._action.serve(model)
-        self.get_logger().info(
-            f"loaded {checkpoint!r} in {time.monotonic() - started:.1f} s: {config.num_frames} "
-            f"frames of {config.width}x{config.height} at {config.fps:g} Hz on "
-            f"{self._settings.device}, {self._settings.threads} thread(s)"
-        )
-        self._diagnostics.value("state", "inactive")
-        return super().on_configure(state)
+        return f"{config.num_frames} frames of {config.width}x{config.height} at {config.fps:g} Hz"
 
-    def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Start to imagine, and accept goals."""
-        self._set_active(True)
-        return super().on_activate(state)
-
-    def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Stop; what is being computed ends at its next step."""
-        self._set_active(False)
-        return super().on_deactivate(state)
-
-    def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Free the model."""
-        self._release()
-        return super().on_cleanup(state)
-
-    def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Free the model for good."""
-        self._release()
-        self._thread.close()
-        return super().on_shutdown(state)
-
-    def destroy_node(self) -> None:
-        """End the threads before the publishers that they use."""
-        self._thread.close()
-        self._release()
+    def _leave_graph(self) -> None:
         if self._publisher is not None:
             self._publisher.destroy()
         if self._action is not None:
             self._action.destroy()
-        super().destroy_node()
 
     def _join_graph(self, num_frames: int) -> None:
         """Subscribe, advertise and serve, at the first configuration, for the node's life.
@@ -179,25 +113,20 @@ class WorldModelNode(LifecycleNode):
         )
 
     def _set_active(self, active: bool) -> None:
-        self._active = active
-        self._next_start = 0.0
+        super()._set_active(active)
         if self._action is not None:
             self._action.active = active
         if self._publisher is not None and not active:
             self._publisher.stop()
-        self._diagnostics.value("state", "active" if active else "inactive")
 
-    def _release(self) -> None:
-        """Forget the model."""
-        self._set_active(False)
+    def _forget(self) -> None:
         if self._action is not None:
             self._action.serve(None)
         self._model = None
-        self._diagnostics.value("state", "unconfigured")
 
     # ---------------------------------------------------------------- continuous rollouts
 
-    def _rollout(self) -> None:
+    def _work(self) -> None:
         """In the model's thread, whenever a frame came and no goal waits: at most one rollout."""
         model, publisher, inputs = self._model, self._publisher, self._inputs
         if not self._active or model is None or publisher is None or inputs is None:
@@ -251,32 +180,17 @@ class WorldModelNode(LifecycleNode):
     def _period(self, model: WorldModel) -> float:
         return self.get_parameter("period").value or model.config.horizon
 
-    def _failed(self, error: Exception) -> None:
-        """A rollout failed for a reason that no input explains; the next frame tries again."""
-        if self.context.ok():
-            self._diagnostics.warn(
-                "rollouts failed", f"rollout failed: {type(error).__name__}: {error}", level=ERROR
-            )
-
     def _now(self) -> int:
         return self.get_clock().now().nanoseconds
 
 
-def create() -> WorldModelNode:
-    """The node, started where the parameter ``autostart`` says so."""
-    node = WorldModelNode()
-    if node.get_parameter("autostart").value:
-        try:
-            node.autostart()
-        except BaseException:
-            node.destroy_node()
-            raise
-    return node
-
-
 def main(args: list[str] | None = None) -> int:
     """Runs the node until it is interrupted."""
-    return run_node(create, args, executor=partial(MultiThreadedExecutor, num_threads=4))
+    return run_node(
+        partial(started, WorldModelNode),
+        args,
+        executor=partial(MultiThreadedExecutor, num_threads=4),
+    )
 
 
 if __name__ == "__main__":
