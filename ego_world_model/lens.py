@@ -21,12 +21,42 @@ DISTORTION_MODELS: dict[str, tuple[int, ...]] = {
 }
 """Model → how many coefficients it may have."""
 
+_NO_LENS = ("", "none")  # what drivers without a lens model write
+
 # Table of the radial map; tan(87.5 degrees) and beyond is no part of a rectified picture.
 _SAMPLES = 4000
 _FARTHEST = 23.0
 
 Coefficients = tuple[float, ...]
 Rays = NDArray[np.float64]
+
+
+def model_named(name: str, coefficients: NDArray[np.float64]) -> str:
+    """The key of ``DISTORTION_MODELS`` that a CameraInfo or calibration file means by ``name``.
+
+    Raises:
+        ValueError: none of them.
+    """
+    if name == "" or (name in _NO_LENS and not coefficients.any()):
+        return "plumb_bob"
+    if name not in DISTORTION_MODELS:
+        raise ValueError(f"{name!r} is not supported")
+    return name
+
+
+def fitted(model: str, coefficients: NDArray[np.float64]) -> NDArray[np.float64]:
+    """As many coefficients as ``model`` has, of what a driver wrote: zeros behind them are cut off,
+    and those that were left out are filled in where the model has one length only.
+
+    Raises:
+        ValueError: more coefficients than the model has.
+    """
+    most = max(DISTORTION_MODELS[model])
+    if coefficients[most:].any():
+        raise ValueError(f"holds {len(coefficients)} coefficients but {model} has {most}")
+    if model != "plumb_bob":
+        coefficients = np.pad(coefficients, (0, max(0, most - len(coefficients))))
+    return coefficients[:most]
 
 
 def distort(rays: Rays, model: str, coefficients: Coefficients) -> Rays:

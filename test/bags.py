@@ -15,6 +15,7 @@ from recordings import HEIGHT, ROBOT, WIDTH, joints_at, picture
 from rosbags.rosbag2 import StoragePlugin, Writer
 from rosbags.typesys.store import Typestore
 
+from ego_world_model.camera import PinholeCamera
 from ego_world_model.data.importers.bag_messages import typestore
 from ego_world_model.embodiment import Embodiment
 
@@ -22,7 +23,7 @@ START = 1_700_000_000_000_000_000
 STORE = typestore()
 IMAGE_TOPIC, INFO_TOPIC = "/camera/color/image_raw", "/camera/color/camera_info"
 DEPTH_TOPIC = "/camera/aligned_depth_to_color/image_raw"
-DISTORTION = (0.1, -0.05, 0.001, 0.002, 0.01)
+CAMERA = PinholeCamera(WIDTH, HEIGHT, 60.5, 60.4, 31.7, 24.2)
 
 
 def make(kind: str, *values: Any, store: Typestore = STORE) -> Any:
@@ -73,17 +74,16 @@ def text(words: str) -> Any:
     return make("std_msgs/msg/String", words)
 
 
-def camera_info(stamp: int, width: int = WIDTH, height: int = HEIGHT) -> Any:
-    k = np.array([60.5, 0, 31.7, 0, 60.4, 24.2, 0, 0, 1.0])
+def camera_info(stamp: int, camera: PinholeCamera = CAMERA) -> Any:
     roi = make("sensor_msgs/msg/RegionOfInterest", 0, 0, 0, 0, False)
     return make(
         "sensor_msgs/msg/CameraInfo",
         header(stamp),
-        height,
-        width,
-        "plumb_bob",
-        np.array(DISTORTION),
-        k,
+        camera.height,
+        camera.width,
+        camera.distortion_model,
+        np.array(camera.distortion or (0.0,) * 5),
+        camera.matrix.ravel(),
         np.eye(3).ravel(),
         np.zeros(12),
         0,

@@ -7,7 +7,7 @@ recorded as its computers would record them, and nothing of this package writes 
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -57,11 +57,7 @@ def recording(tmp_path_factory) -> Recording:
             if k % (STATES_HZ // RATE) == 0:
                 image = bags.raw_image(stamp(t), sim.render().rgb)
                 messages.append((t + 0.012, IMAGE_TOPIC, image))
-                info = replace(
-                    bags.camera_info(stamp(t), 160, 120),
-                    k=sim.camera.matrix.ravel(),
-                    d=np.zeros(5),
-                )
+                info = bags.camera_info(stamp(t), sim.camera)
                 messages.append((t + 0.012, INFO_TOPIC, info))
                 stamps.append(stamp(t))
                 truth.append(np.array(sim.joint_positions))

@@ -39,10 +39,7 @@ def run(*words: object) -> Result:
 def write_bag(path: Path, motion: Motion, delay: float, *, seconds: float = 12.0) -> Path:
     """Images, their CameraInfo and joint states at full rate, as a robot's recorder writes them."""
     messages: list[bags.Message] = []
-    height, width = motion.images.shape[1:3]
-    info = bags.camera_info(0, width, height)
-    info.k[:] = motion.camera.matrix.ravel()
-    info.d[:] = 0.0
+    info = bags.camera_info(0, motion.camera)
     for time, image in zip(motion.times, motion.images, strict=True):
         if time < seconds:
             at = bags.stamp(time + delay)

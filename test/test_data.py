@@ -46,7 +46,7 @@ def make_episode(seed: int, steps: int = 12, **changes) -> Episode:
         "hand_valid": rng.random((steps, len(SLOTS))) > 0.3,
         "slot_names": SLOTS,
         "camera_pose": poses,
-        "camera": PinholeCamera(64, 48, 60.6 + seed, 60.6, 32.7, 24.9, (0.1, 0.0, 0.0, 0.01)),
+        "camera": PinholeCamera(64, 48, 60.6 + seed, 60.6, 32.7, 24.9),
         "task": ("reach", "grasp and move")[seed % 2],
         "embodiment": "g1_dex3",
         "joint_names": JOINTS,

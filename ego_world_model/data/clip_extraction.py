@@ -125,7 +125,7 @@ def extract_clips(
     The number is the episode's. The ``.npz`` holds, for the T = 121 frames of the video: ``joints``
     (T, 42, 3) float32 metres in the camera's optical frame at that frame, ``valid`` (T, 42) bool,
     ``handedness`` (42,) 0 left and 1 right, ``intrinsics`` (3, 3) in pixels, ``distortion`` (5,)
-    k1 k2 p1 p2 k3, ``camera_pose`` (T, 4, 4) root_T_optical, ``frame_indices`` (T,) in the episode,
+    zeros, ``camera_pose`` (T, 4, 4) root_T_optical, ``frame_indices`` (T,) in the episode,
     ``fps``. Clips that are already there are kept.
 
     Raises:
@@ -186,8 +186,6 @@ def _entry(
 
 
 def _write_clip(stem: Path, clip: Episode, window: ClipWindow) -> None:
-    distortion = np.zeros(5)
-    distortion[: len(clip.camera.distortion)] = clip.camera.distortion
     handedness = (np.arange(NUM_SLOTS) >= SLOTS_PER_HAND).astype(np.uint8)
     temporary = stem.with_name(f".{stem.name}.npz")
     np.savez_compressed(
@@ -196,7 +194,7 @@ def _write_clip(stem: Path, clip: Episode, window: ClipWindow) -> None:
         valid=clip.hand_valid[:, :NUM_SLOTS],
         handedness=handedness,
         intrinsics=clip.camera.matrix,
-        distortion=distortion,
+        distortion=np.zeros(5),  # k1 k2 p1 p2 k3: datasets hold rectified pictures
         camera_pose=clip.camera_pose,
         frame_indices=np.arange(window.start, window.stop, dtype=np.int64),
         fps=np.float64(clip.fps),

@@ -206,7 +206,7 @@ def generate(
         root,
         embodiment=body.name,
         fps=fps,
-        camera=body.camera.resized(width, height),
+        camera=body.camera.ideal().resized(width, height),
         joint_names=body.joint_names,
         slot_names=SLOT_NAMES + EXTRA_SLOTS,
         image_storage=image_storage or ("image" if width <= 160 else "video"),

@@ -194,7 +194,7 @@ class DatasetSpec:
                 "intrinsics": {
                     "original_key": INTRINSICS_KEY,
                     "names": list(INTRINSIC_NAMES),
-                    "unit": "pixels; k1 to k3 without unit (plumb bob)",
+                    "unit": "pixels; k1 to k3 are 0: pictures are rectified",
                     "pixel_centres": "integers",
                     "nominal": intrinsics_vector(camera),
                     "width": camera.width,
@@ -252,25 +252,33 @@ def whole(number: float) -> int | float:
 
 
 def intrinsics_vector(camera: PinholeCamera) -> list[float]:
-    """fx, fy, cx, cy and five plumb-bob coefficients (zeros where there are none).
+    """fx, fy, cx, cy and five distortion coefficients, which are 0.
 
     Raises:
-        ValueError: a lens of another distortion model, which a dataset has no column for.
+        ValueError: a camera with a lens; what reads a dataset projects through ideal pinholes.
     """
-    if camera.distortion_model != "plumb_bob":
+    if camera.distortion:
         raise ValueError(
-            f"datasets hold plumb_bob distortion, not {camera.distortion_model}; rectify the "
-            "images first (ego_world_model.rectification)"
+            f"datasets hold pictures of ideal pinholes, but the camera has "
+            f"{camera.distortion_model} distortion {camera.distortion}; rectify the pictures "
+            "(ego_world_model.rectification) and give the camera that sees them then"
         )
-    distortion = [*camera.distortion, 0.0, 0.0, 0.0, 0.0, 0.0][:5]
-    return [camera.fx, camera.fy, camera.cx, camera.cy, *map(float, distortion)]
+    return [camera.fx, camera.fy, camera.cx, camera.cy, 0.0, 0.0, 0.0, 0.0, 0.0]
 
 
 def camera_from_vector(vector: Any, width: int, height: int) -> PinholeCamera:
-    """The inverse of ``intrinsics_vector``."""
+    """The inverse of ``intrinsics_vector``.
+
+    Raises:
+        ValueError: a dataset whose pictures a lens bends.
+    """
     fx, fy, cx, cy, *distortion = (float(x) for x in vector)
-    coefficients = tuple(distortion) if any(distortion) else ()
-    return PinholeCamera(width, height, fx, fy, cx, cy, coefficients)
+    if any(distortion):
+        raise ValueError(
+            f"the dataset's pictures have lens distortion {distortion}, for which nothing here "
+            "corrects; import the recordings again into a new folder: they are rectified then"
+        )
+    return PinholeCamera(width, height, fx, fy, cx, cy)
 
 
 def numbered(pattern: str, number: int, **keys: str) -> str:

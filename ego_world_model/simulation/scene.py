@@ -78,7 +78,7 @@ def make_scene(
     spec = mujoco.MjSpec.from_file(str(robot.model_path))
     origin = np.array(workspace.origin)
     table_height = float(origin[2] + rng.uniform(-0.03, 0.03))
-    camera = robot.camera.resized(width, height)
+    camera = robot.camera.ideal().resized(width, height)  # the renderer knows no lens
     jittered = _jittered(robot.camera_pose, rng)  # drawn in any case: the rest must not change
     camera_pose = jittered if camera_jitter else robot.camera_pose
     _add_camera(spec, camera, camera_pose)

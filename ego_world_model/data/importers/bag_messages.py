@@ -17,7 +17,7 @@ from rosbags.typesys import Stores, get_types_from_msg, get_typestore
 from rosbags.typesys.store import Typestore
 
 from ego_world_model.camera import PinholeCamera
-from ego_world_model.data.importers.camera_file import plumb_bob
+from ego_world_model.data.importers.camera_file import calibrated_camera
 
 IMAGE, COMPRESSED_IMAGE = "sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage"
 CAMERA_INFO, JOINT_STATE = "sensor_msgs/msg/CameraInfo", "sensor_msgs/msg/JointState"
@@ -186,9 +186,9 @@ def camera_from_message(message: Any) -> PinholeCamera:
     K describes the whole sensor; region of interest and binning are applied (REP-104).
 
     Raises:
-        ValueError: no calibration, or a distortion model that is not plumb bob.
+        ValueError: no calibration, or an unknown distortion model.
     """
-    camera = plumb_bob(
+    camera = calibrated_camera(
         message.k,
         message.d,
         int(message.width),

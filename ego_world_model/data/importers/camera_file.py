@@ -10,25 +10,30 @@ import yaml
 from numpy.typing import ArrayLike
 
 from ego_world_model.camera import PinholeCamera
+from ego_world_model.lens import DISTORTION_MODELS, fitted, model_named
 
 
-def plumb_bob(
+def calibrated_camera(
     k: ArrayLike, distortion: ArrayLike, width: int, height: int, *, model: str
 ) -> PinholeCamera:
-    """Intrinsics of a raw image from a camera matrix and plumb-bob coefficients.
+    """Intrinsics of a raw image from a camera matrix and what a lens model of ROS says of it.
 
     Raises:
-        ValueError: an uncalibrated camera or another distortion model.
+        ValueError: an uncalibrated camera, an unknown distortion model, or coefficients that it
+            does not have.
     """
     k, distortion = np.asarray(k, np.float64), np.asarray(distortion, np.float64).ravel()
     if not k.any():
         raise ValueError("the camera matrix is all zero: the camera is not calibrated")
-    rational = model == "rational_polynomial" and not distortion[5:].any()
-    if distortion.any() and model not in ("plumb_bob", "") and not rational:
-        raise ValueError(
-            f"distortion model {model!r} is not supported, only plumb_bob (k1, k2, p1, p2, k3)"
-        )
-    return PinholeCamera.from_matrix(k, width, height, distortion[:5])
+    try:
+        model = model_named(model, distortion)
+    except ValueError as error:
+        raise ValueError(f"distortion model {error}, only {', '.join(DISTORTION_MODELS)}") from None
+    try:
+        distortion = fitted(model, distortion)
+    except ValueError as error:
+        raise ValueError(f"distortion {error}") from None
+    return PinholeCamera.from_matrix(k, width, height, distortion, model=model)
 
 
 def read_camera_file(path: Path) -> PinholeCamera:
@@ -39,7 +44,7 @@ def read_camera_file(path: Path) -> PinholeCamera:
     """
     try:
         text: Any = yaml.safe_load(path.read_text())
-        return plumb_bob(
+        return calibrated_camera(
             text["camera_matrix"]["data"],
             text.get("distortion_coefficients", {}).get("data", ()),
             int(text["image_width"]),

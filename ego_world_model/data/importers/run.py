@@ -9,6 +9,7 @@ arguments writes only what is missing.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -153,6 +154,8 @@ def _episode(
         given = np.stack([np.full(state.shape[1], np.nan) if a is None else a for a in commanded])
         action = np.where(np.isfinite(given), given, measured)
         meaning = "commanded; where none is recorded, measured at the next frame"
+    recorded = run.pictures.recorded
+    lens = {"lens": asdict(recorded)} if recorded.distortion else {}
     return Episode(
         fps=options.fps,
         images=run.pictures.image,
@@ -175,7 +178,8 @@ def _episode(
             "source_stamps_ns": [frame.stamp for frame in run.frames],
             "action": meaning,
             "split": options.split,
-        },
+        }
+        | lens,
     )
 
 

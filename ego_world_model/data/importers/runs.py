@@ -14,15 +14,22 @@ from ego_world_model.data.importers.options import ImportOptions
 from ego_world_model.data.importers.timing import on_grid
 from ego_world_model.embodiment import Embodiment
 from ego_world_model.media import resize
+from ego_world_model.rectification import rectified, rectified_depth
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pictures:
-    """One picture, or those of a run with a leading axis: (H, W, 3) RGB and (H, W) mm."""
+    """One picture, or those of a run with a leading axis: (H, W, 3) RGB and (H, W) mm.
+
+    Attributes:
+        camera: the ideal pinhole that sees them.
+        recorded: intrinsics of the pictures as they were recorded, through the lens.
+    """
 
     image: NDArray[np.uint8]
     depth: NDArray[np.uint16] | None
     camera: PinholeCamera
+    recorded: PinholeCamera
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +55,7 @@ class _Collector:
         self._one_task = options.task is not None
         self._tally = tally
         self._frames: list[SourceFrame] = []
-        self._camera: PinholeCamera | None = None
+        self._cameras: tuple[PinholeCamera, PinholeCamera] | None = None
         self._block = np.empty((0, 0, 0, 3), np.uint8)
         self._depths: NDArray[np.uint16] | None = None
 
@@ -56,7 +63,7 @@ class _Collector:
         """Whether one more frame of this camera and instruction belongs to the run."""
         return (
             len(self._frames) < self._longest
-            and picture.camera == self._camera
+            and (picture.camera, picture.recorded) == self._cameras
             and (self._one_task or not self._frames or frame.task == self._frames[0].task)
         )
 
@@ -71,16 +78,21 @@ class _Collector:
             self._depths[len(self._frames)] = picture.depth
         # The source's pictures are not needed any more.
         self._frames.append(replace(frame, load=_released, load_depth=None))
-        self._camera = picture.camera
+        self._cameras = (picture.camera, picture.recorded)
 
     def end(self) -> Iterator[Run]:
         """Ends the run, and gives it unless it is too short."""
         frames, self._frames = self._frames, []
         count = len(frames)
         if count >= self._shortest:
-            assert self._camera is not None
-            depth = None if self._depths is None else self._depths[:count]
-            pictures = Pictures(image=self._block[:count], depth=depth, camera=self._camera)
+            assert self._cameras is not None
+            camera, recorded = self._cameras
+            pictures = Pictures(
+                image=self._block[:count],
+                depth=None if self._depths is None else self._depths[:count],
+                camera=camera,
+                recorded=recorded,
+            )
             yield Run(frames=frames, pictures=pictures)
         elif frames:
             example = (
@@ -145,10 +157,10 @@ def picture_camera(
 def _picture(
     frame: SourceFrame, robot: Embodiment, options: ImportOptions, tally: Tally
 ) -> Pictures:
-    """A frame's picture, depth and the intrinsics of their size, all resized as asked."""
+    """A frame's picture, depth and the intrinsics of their size, rectified and resized as asked."""
     image = frame.load()
     height, width = image.shape[:2]
-    camera = picture_camera(options.camera or frame.camera, width, height, robot, tally)
+    recorded = picture_camera(options.camera or frame.camera, width, height, robot, tally)
     depth = None if frame.load_depth is None else frame.load_depth()
     if depth is not None and depth.shape != (height, width):
         raise RejectedError(
@@ -156,10 +168,14 @@ def _picture(
             "not aligned to them",
             "use the driver's depth that is aligned to colour, or leave it out with --no-depth",
         )
+    if recorded.distortion:
+        tally.note(f"pictures are rectified: a {recorded.distortion_model} lens took them")
+    image, camera = rectified(image, recorded)
+    depth = None if depth is None else rectified_depth(depth, recorded)
     if options.size is not None:
         image, camera = resize(image, *options.size), camera.resized(*options.size)
         depth = None if depth is None else _nearest(depth, *options.size)
-    return Pictures(image=image, depth=depth, camera=camera)
+    return Pictures(image=image, depth=depth, camera=camera, recorded=recorded)
 
 
 def _nearest(depth: NDArray[np.uint16], width: int, height: int) -> NDArray[np.uint16]:

@@ -7,10 +7,8 @@ from sensor_msgs.msg import CameraInfo
 from std_msgs.msg import Header
 
 from ego_world_model.camera import PinholeCamera
-from ego_world_model.lens import DISTORTION_MODELS
+from ego_world_model.lens import DISTORTION_MODELS, fitted, model_named
 from ego_world_model.ros.conversions.errors import MessageError
-
-_NO_LENS = ("", "none")  # what drivers without a lens model write beside zeros
 
 
 def camera_from_info(message: CameraInfo, *, topic: str = "camera_info") -> PinholeCamera:
@@ -31,29 +29,27 @@ def camera_from_info(message: CameraInfo, *, topic: str = "camera_info") -> Pinh
             "publish a calibrated CameraInfo (camera_calibration writes one)",
         )
     distortion = np.asarray(message.d, dtype=np.float64)
-    model = message.distortion_model
-    if model in _NO_LENS and (model == "" or not distortion.any()):
-        model = "plumb_bob"
-    if model not in DISTORTION_MODELS:
+    try:
+        model = model_named(message.distortion_model, distortion)
+    except ValueError as error:
         raise MessageError(
             topic,
             "distortion_model",
-            f"{model!r} is not supported",
+            str(error),
             f"publish one of {', '.join(DISTORTION_MODELS)}, or rectified images with zero d",
-        )
-    most = max(DISTORTION_MODELS[model])
-    if distortion[most:].any():
+        ) from None
+    try:
+        distortion = fitted(model, distortion)
+    except ValueError as error:
         raise MessageError(
             topic,
             "d",
-            f"holds {len(distortion)} coefficients but {model} has {most}",
+            str(error),
             "calibrate without thin-prism and tilt terms, or publish rectified images with zero d",
-        )
-    if model != "plumb_bob":  # trailing zeros may be left out
-        distortion = np.pad(distortion, (0, max(0, most - len(distortion))))
+        ) from None
     try:
         camera = PinholeCamera.from_matrix(
-            k, int(message.width), int(message.height), distortion[:most], model=model
+            k, int(message.width), int(message.height), distortion, model=model
         )
     except ValueError as error:
         raise MessageError(
