@@ -160,6 +160,7 @@ def test_rollouts_shift_measured_and_planned_joints_alike(ros_node):
         joint_time_offset=offset,
         silence_timeout=60.0,
         on_image=lambda: None,
+        give_way=lambda: False,
     )
     inputs.expect(tuple(), 1.0)
     assembled = None

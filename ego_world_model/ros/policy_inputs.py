@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +30,7 @@ from ego_world_model.ros.diagnostics import Diagnostics
 from ego_world_model.ros.frame_pairing import FramePairer, PairedFrame
 from ego_world_model.ros.input_watch import InputWatch
 from ego_world_model.ros.motion_policy_settings import Settings
+from ego_world_model.ros.pace import pace
 from ego_world_model.ros.qos import subscribe
 from ego_world_model.ros.raw_image import RawImage
 from ego_world_model.ros.topics import CAMERA_INFO, JOINT_STATES
@@ -112,6 +114,7 @@ class PolicyInputs:
             info_topic=self._info_topic,
             on_drop=diagnostics.warn,
             settled=self._depth_settled,
+            pace=partial(pace, node),
         )
         self._watch = InputWatch(
             node,

@@ -24,9 +24,11 @@ from ego_world_model.ros.conversions import MessageError, nanoseconds
 from ego_world_model.ros.diagnostics import Diagnostics
 from ego_world_model.ros.input_watch import InputWatch
 from ego_world_model.ros.motion_source import HandMotion, JointPlan, Motion
+from ego_world_model.ros.pace import pace
 from ego_world_model.ros.qos import subscribe
 from ego_world_model.ros.reference_frames import MissingInput, Reference, ReferenceFrames
 from ego_world_model.ros.topics import CAMERA_INFO, JOINT_STATES, PLANNED
+from ego_world_model.world_model import ImaginationCancelled
 
 MOTION_SOURCES = {
     "planned": PLANNED,
@@ -64,6 +66,7 @@ class RolloutInputs:
             one that computes rollouts.
         joint_time_offset: seconds added to the stamps of joint states and planned joints.
         on_image: called for every camera frame, after it is stored.
+        give_way: asked while joint states are waited for, which is long where a bag is halted.
     """
 
     def __init__(
@@ -80,6 +83,7 @@ class RolloutInputs:
         joint_time_offset: float,
         silence_timeout: float,
         on_image: Callable[[], None],
+        give_way: Callable[[], bool],
     ) -> None:
         self._node = node
         self._diagnostics = diagnostics
@@ -89,6 +93,7 @@ class RolloutInputs:
         self._slot_names: tuple[str, ...] = SLOT_NAMES
         self._horizon = 0.0
         self._on_image = on_image
+        self._give_way = give_way
         # Newest first; several predictions are kept, since one's frame may be lost on the way.
         self._motions: tuple[Motion, ...] = ()
         self._lock = threading.Lock()
@@ -153,6 +158,7 @@ class RolloutInputs:
         Raises:
             MissingInput: something has not come yet.
             MessageError: something that came cannot be used.
+            ImaginationCancelled: ``give_way`` said so.
         """
         motions = self._motions
         if not motions:
@@ -169,24 +175,32 @@ class RolloutInputs:
         raise refusal
 
     def _assemble(self, motion: Motion, now: int) -> Assembled:
-        deadline = time.monotonic() + self._joint_state_wait
+        began, paced = time.monotonic(), pace(self._node)
+
+        def patient() -> bool:
+            """Whether joint states may still come: by this clock, or by that of the inputs."""
+            wait = self._joint_state_wait
+            in_time = 0.0 <= pace(self._node) - paced <= wait  # not where the clock was set back
+            return in_time or time.monotonic() - began <= wait
 
         def fit(stamp: int, frame_id: str) -> np.ndarray | None:
             motion.check(stamp, frame_id, self._horizon)
-            return self._state_at(stamp, deadline) if motion.needs_joint_state else None
+            return self._state_at(stamp, patient) if motion.needs_joint_state else None
 
         received, image, q = self.frames.newest_fitting(fit, now)
         return Assembled(self.frames.decode(received, image), motion, q)
 
-    def _state_at(self, stamp: int, deadline: float) -> np.ndarray:
-        """(nq,) rad at ``stamp`` ns, waiting until ``deadline`` for the next joint state."""
+    def _state_at(self, stamp: int, patient: Callable[[], bool]) -> np.ndarray:
+        """(nq,) rad at ``stamp`` ns, waiting for the next joint state while ``patient``."""
         while True:
             with self._lock:
                 found = self._joints.at(stamp)
             if found.q is not None:
                 return found.q
-            if found.match is not Match.WAIT or time.monotonic() >= deadline:
+            if found.match is not Match.WAIT or not patient():
                 break
+            if self._give_way():
+                raise ImaginationCancelled
             time.sleep(0.002)
         if found.match is Match.EMPTY:
             raise MissingInput(

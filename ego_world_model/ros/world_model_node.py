@@ -93,6 +93,7 @@ class WorldModelNode(ModelNode):
             joint_time_offset=settings.joint_time_offset,
             silence_timeout=settings.silence_timeout,
             on_image=self._thread.wake,
+            give_way=lambda: self._thread.job_waiting or not self._active,
         )
         self._publisher = RolloutPublisher(
             self,
