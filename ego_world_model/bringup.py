@@ -107,6 +107,9 @@ class NodeSpec:
 
 BOOLEAN = ("true", "false")
 
+POLICY = "false"
+"""Whether a graph runs the motion policy where nobody says so (argument ``policy``)."""
+
 CAMERAS = ("external", "realsense")
 
 # What the RealSense driver, named and placed as its own launch file does, publishes.
@@ -145,8 +148,8 @@ COMMON_ARGUMENTS = (
     Argument(
         "policy",
         "",
-        "start the motion policy, which predicts where the hands move next; empty: true, but "
-        "false where the simulated robot follows a script, whose plan is known",
+        "start the motion policy, which predicts where the hands move next; empty: "
+        f"{POLICY}, and true where execute:=true",
         ("", *BOOLEAN),
     ),
     Argument("policy_checkpoint", "", "motion policy: name or folder; empty: as in params_file"),
@@ -360,8 +363,7 @@ def _complete_policy(values: dict[str, str]) -> None:
             "execute:=true lets the simulated robot follow the policy and needs sim:=true; nothing "
             "here moves a real robot: feed joint_trajectory/predicted to a controller of yours"
         )
-    scripted = values["sim"] == "true" and not execute
-    values["policy"] = values["policy"] or ("false" if scripted else "true")
+    values["policy"] = values["policy"] or ("true" if execute else POLICY)
     runs = values["policy"] == "true"
     if execute and not runs:
         raise BringupError("execute:=true follows the motion policy; leave policy:=false out")

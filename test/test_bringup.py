@@ -136,12 +136,10 @@ def test_the_table_starts_the_graph_of_the_architecture():
     names = [spec.name for spec in resolve(load_bringup("g1"), {"sim": "true"})]
     assert names == ["robot_sim", "hand_kinematics", "world_model", "viewer"]
     names = [spec.name for spec in resolve(load_bringup("g1"), {"viewer": "false"})]
-    assert names == ["hand_kinematics", "motion_policy", "world_model"]  # the default: a real robot
-    given = {"sim": "true", "policy": "true"}
-    names = [spec.name for spec in resolve(load_bringup("g1"), given)]
-    assert names == ["robot_sim", "hand_kinematics", "motion_policy", "world_model", "viewer"]
-    given = {"bridge": "true", "policy": "false"}
-    names = [spec.name for spec in resolve(load_bringup("g1"), given)]
+    assert names == ["hand_kinematics", "world_model"]  # the real robot is the default
+    names = [spec.name for spec in resolve(load_bringup("g1"), {"policy": "true"})]
+    assert names == ["hand_kinematics", "motion_policy", "world_model", "viewer"]
+    names = [spec.name for spec in resolve(load_bringup("g1"), {"bridge": "true"})]
     assert names == ["unitree_bridge", "hand_kinematics", "world_model", "viewer"]
 
 
