@@ -6,6 +6,7 @@ import math
 import signal
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Optional
@@ -28,6 +29,9 @@ from ego_world_model.kinematics import HandKinematics
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+    from ego_world_model.camera import PinholeCamera
+    from ego_world_model.data.schema import Episode
 
 LOOKED_AT = 2000
 """Frames of a dataset that are considered, evenly spread, when diverse ones are chosen."""
@@ -167,7 +171,7 @@ def _dataset_frames(
     if len(lengths) < len(numbers) or not numbers:
         raise CalibrationError(f"{source} has {len(reader)} episodes, numbered from 0")
     every = max(1, math.ceil(sum(lengths) / LOOKED_AT))
-    names, q, cameras, places = [], [], [], []
+    names, q, cameras, lenses, places = [], [], [], [], []
     for number in numbers:
         episode = reader.episode(number, images=False, masks=False)
         order = _joint_order(episode.joint_names, source, kinematics.robot)
@@ -177,6 +181,7 @@ def _dataset_frames(
                 names.append(name)
                 q.append(episode.state[k, order].astype(np.float64))
                 cameras.append(episode.camera)
+                lenses.append(_lens(episode))
                 places.append((number, k))
     chosen = set(choose_diverse(kinematics, np.stack(q), cameras, count))
     chosen |= {i for i, name in enumerate(names) if name in annotated}
@@ -186,10 +191,22 @@ def _dataset_frames(
             image=reader.episode(n, start=k, stop=k + 1, masks=False).images[0],
             camera=cameras[i],
             q=q[i],
+            lens=lenses[i],
         )
         for i, (n, k) in enumerate(places)
         if i in chosen
     ]
+
+
+def _lens(episode: Episode) -> PinholeCamera | None:
+    """The lens that an import took out of an episode's pictures, at their size in the dataset."""
+    lens = episode.metadata.get("lens")
+    if lens is None:
+        return None
+    coefficients = tuple(lens["distortion"])
+    return replace(
+        episode.camera, distortion=coefficients, distortion_model=lens["distortion_model"]
+    )
 
 
 def _joint_order(names: tuple[str, ...], source: Path, robot: Embodiment) -> list[int]:
@@ -246,7 +263,8 @@ def _save(
     ]
     if result.options.refine_intrinsics:
         info = out.with_name(f"{out.stem}_camera_info.yaml")
-        written.append(write_camera_info(info, result.camera(camera), "head"))
+        # A driver publishes the pictures as the lens shows them.
+        written.append(write_camera_info(info, result.camera(frames[0].lens or camera), "head"))
     return f"Saved {', '.join(map(str, written))}"
 
 

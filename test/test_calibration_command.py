@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,10 @@ from ego_world_model.calibrate import read_frames
 from ego_world_model.calibration import CalibrationError, corrected_mount, read_mount
 from ego_world_model.calibration.annotations import Annotations
 from ego_world_model.calibration.frames import choose_diverse, read_image_folder
+from ego_world_model.data import DatasetWriter, Episode
+from ego_world_model.data.importers.camera_file import read_camera_file
 from ego_world_model.embodiment import load_embodiment
+from ego_world_model.hands import NUM_SLOTS, SLOT_NAMES
 from ego_world_model.kinematics import HandKinematics
 from ego_world_model.media import write_png
 
@@ -207,6 +211,50 @@ def test_command_refines_intrinsics_into_a_camera_info_file(fk, folder, tmp_path
     assert (info["image_width"], info["distortion_model"]) == (640, "plumb_bob")
     report = json.loads((tmp_path / "c_report.json").read_text())
     assert set(report["joint_offsets"]) == {"left_elbow_joint"}
+
+
+def test_refined_intrinsics_of_a_rectified_dataset_keep_the_lens(fk, tmp_path):
+    """Annotations are of rectified pictures, a driver's CameraInfo is of those that it takes."""
+    camera = ROBOT.camera.resized(320, 240)
+    lens = replace(camera, distortion=(-0.02, 0.01, -0.004, 0.0), distortion_model="equidistant")
+    poses, out = np.stack(diverse_poses(fk, 12)), tmp_path / "c.yaml"
+    episode = Episode(
+        fps=10.0,
+        images=np.zeros((len(poses), 240, 320, 3), np.uint8),
+        state=poses,
+        action=poses,
+        hand_positions=np.zeros((len(poses), NUM_SLOTS, 3)),
+        hand_valid=np.zeros((len(poses), NUM_SLOTS), bool),
+        slot_names=SLOT_NAMES,
+        camera_pose=np.tile(np.eye(4), (len(poses), 1, 1)),
+        camera=camera,
+        task="stand",
+        embodiment=ROBOT.name,
+        joint_names=ROBOT.joint_names,
+        metadata={"lens": asdict(lens.resized(640, 480))},  # as an import with --size leaves it
+    )
+    with DatasetWriter(
+        tmp_path / "set",
+        embodiment=ROBOT.name,
+        fps=10.0,
+        camera=camera,
+        joint_names=ROBOT.joint_names,
+        slot_names=SLOT_NAMES,
+        masks=False,
+        depth=False,
+    ) as writer:
+        writer.write(episode)
+    kept = Annotations(tmp_path / "c_annotations.json", ROBOT.name)
+    for frame in read_frames(tmp_path / "set", fk, count=12):
+        for slot, pixel in pixels(fk, frame.q, MOUNT, camera).items():
+            if camera.contains(pixel):
+                kept.set(frame.name, slot, pixel)
+    result = run(tmp_path / "set", "--out", out, "--no-page", "--intrinsics")
+    assert result.exit_code == 0, result.output
+    assert read_mount(out, ROBOT).translation == pytest.approx(MOUNT.translation, abs=1e-3)
+    info = read_camera_file(tmp_path / "c_camera_info.yaml")
+    assert (info.distortion_model, info.distortion) == (lens.distortion_model, lens.distortion)
+    assert (info.width, info.fx) == (320, pytest.approx(camera.fx, rel=1e-3))
 
 
 def test_command_says_what_is_missing(fk, folder, tmp_path):

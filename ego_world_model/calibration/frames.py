@@ -34,12 +34,14 @@ class CalibrationFrame:
         name: unique, also the key of its annotations.
         image: (H, W, 3) uint8 RGB. camera: its intrinsics.
         q: (nq,) rad in ``Embodiment.joint_names`` order.
+        lens: the camera with the lens that took the picture, where that was rectified since.
     """
 
     name: str
     image: NDArray[np.uint8]
     camera: PinholeCamera
     q: NDArray[np.float64]
+    lens: PinholeCamera | None = None
 
     def __post_init__(self) -> None:
         height, width = self.image.shape[:2]

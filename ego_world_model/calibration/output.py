@@ -245,7 +245,9 @@ def write_camera_info(path: str | Path, camera: PinholeCamera, name: str) -> Pat
     """Write intrinsics as the YAML of ROS's camera_calibration, for a driver's camera_info_url."""
     path = Path(path)
     k = camera.matrix
-    distortion = (*camera.distortion, *[0.0] * (5 - len(camera.distortion)))
+    distortion = (*camera.distortion,)
+    if camera.distortion_model == "plumb_bob":
+        distortion += (0.0,) * (5 - len(distortion))
     matrices = {
         "camera_matrix": k,
         "distortion_coefficients": np.array([distortion]),
@@ -256,7 +258,7 @@ def write_camera_info(path: str | Path, camera: PinholeCamera, name: str) -> Pat
         "image_width": camera.width,
         "image_height": camera.height,
         "camera_name": name,
-        "distortion_model": "plumb_bob",
+        "distortion_model": camera.distortion_model,
     }
     for key, matrix in matrices.items():
         rows, cols = matrix.shape
