@@ -1,4 +1,4 @@
-"""robot_sim with ``execute``: told tasks in words, it follows predicted chunks, in simulation only."""
+"""robot_sim with ``execute``: told tasks in words, it follows predicted chunks, if simulated."""
 
 from __future__ import annotations
 
