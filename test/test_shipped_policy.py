@@ -59,8 +59,8 @@ def lifted(policy: MotionPolicy, robot: str) -> int:
 
 
 def test_told_to_lift_boxes_it_lifts_some_on_both_robots() -> None:
-    """One checkpoint, two robots: of six scenes each, some boxes are lifted on both; hands that hold
-    still lift none (docs/policy_evaluation.md has shares over more scenes)."""
+    """One checkpoint, two robots: of six scenes each, some boxes are lifted on both; hands that
+    hold still lift none (docs/policy_evaluation.md has shares over more scenes)."""
     policy = MotionPolicy.from_pretrained("tiny")
     counts = {robot: lifted(policy, robot) for robot in ("g1_dex3", "h1_2_inspire")}
     assert min(counts.values()) >= 1 and sum(counts.values()) >= 2, counts
