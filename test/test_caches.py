@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -79,19 +78,20 @@ def test_one_frame_and_prompt_are_encoded_once(model: WorldModel) -> None:
 
 
 def test_kept_results_are_those_of_the_same_frame(model: WorldModel) -> None:
-    """Another frame gives what a model that has seen nothing gives."""
+    """Another frame gives what a model that has forgotten all gives. (The same model: a copy's
+    weights lie elsewhere in memory, for which some CPUs choose kernels that round otherwise.)"""
     scene = moving_scene()
     other = scene.image[::-1].copy()
     nearly = scene.image.copy()
     nearly[0, 0, 0] ^= 1
-    fresh = copy.deepcopy(model)
-    assert len(fresh._references) == 0
     imagine(model)
     with counted_encoders(model) as calls:
         frames = imagine(model, image=other)
         imagine(model, image=nearly)
     assert calls["frame"] == 2
-    np.testing.assert_array_equal(frames, imagine(fresh, image=other))
+    model.clear_caches()
+    assert len(model._references) == 0
+    np.testing.assert_array_equal(frames, imagine(model, image=other))
 
 
 def test_memory_is_bounded_and_the_latest_stay(model: WorldModel) -> None:

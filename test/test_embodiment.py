@@ -91,7 +91,7 @@ def desk_arm(root: Path, tmp_path: Path) -> Path:
     """The robot of the tutorial, from the page itself."""
     page = (root / "docs" / "embodiments.md").read_text()
     for kind, name in (("xml", "desk_arm.urdf"), ("yaml", "desk_arm.yaml")):
-        (block,) = re.findall(rf"```{kind}\n(.*?)```", page, re.DOTALL)
+        block, *_ = re.findall(rf"```{kind}\n(.*?)```", page, re.DOTALL)
         (tmp_path / name).write_text(block)
     return tmp_path / "desk_arm.yaml"
 
