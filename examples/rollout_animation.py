@@ -1,6 +1,6 @@
 """Make the README's animation: held-out clips, the simulator above, the imagination below.
 
-python examples/rollout_animation.py --data datasets/tiny_test --out docs/images/rollouts.webp
+python examples/rollout_animation.py --data datasets/g1_test datasets/h1_test --out rollouts.webp
 """
 
 from __future__ import annotations
@@ -21,20 +21,22 @@ HOLD = 4  # frames that the reference and the last frame stay
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, required=True, help="held-out dataset")
+    parser.add_argument("--data", type=Path, nargs="+", required=True, help="held-out datasets")
     parser.add_argument("--out", type=Path, required=True, help=".webp, .gif or .png to write")
     parser.add_argument("--model", default="tiny", help="shipped name or checkpoint folder")
-    parser.add_argument("--clips", type=int, nargs="+", default=[3, 14, 22, 37])
+    parser.add_argument("--clips", type=int, nargs="+", default=[3, 22], help="of each dataset")
     parser.add_argument("--scale", type=int, default=2, help="enlargement of each picture")
     options = parser.parse_args()
     model = WorldModel.from_pretrained(options.model)
     count = max(options.clips) + 1
     columns = []
-    for number, clip in enumerate(
-        evaluation_clips(DatasetReader(options.data), model.config, count)
-    ):
-        if number not in options.clips:
-            continue
+    clips = [
+        clip
+        for folder in options.data
+        for number, clip in enumerate(evaluation_clips(DatasetReader(folder), model.config, count))
+        if number in options.clips
+    ]
+    for clip in clips:
         motion = command(clip, tuple(model.config.extra_slots))
         imagined = model.imagine(clip.images[0], [motion], clip.camera.matrix, seed=0).frames[0]
         columns.append((clip.images, imagined))

@@ -139,11 +139,11 @@ def overview_tables(parts: Mapping[str, Part]) -> list[str]:
             cells = [cell(gain, METRICS[metric].digits, signed=True) for gain in gains]
             rows.append((METRICS[metric].heading, *cells))
         lines += table(f"{model} minus {models[0]}, within each clip", ("", *parts), rows)
-    checks = [part.floors[model] for part, model in columns]
-    rows = [
-        (same[0].name, same[0].bound, *(f"{c.value:.3g}{'' if c.met else ' (no)'}" for c in same))
-        for same in zip(*checks, strict=True)
-    ]
+    checks = [{check.name: check for check in part.floors[model]} for part, model in columns]
+    rows = []
+    for name, bound in {c.name: c.bound for column in checks for c in column.values()}.items():
+        met = [column.get(name) for column in checks]
+        rows.append((name, bound, *(_judged(check) if check else "" for check in met)))
     lines += table("Shipping floor (no: not met)", ("", "bound", *heads(False)), rows)
     if all(part.futures for part in parts.values()):
         rows = [
@@ -152,3 +152,7 @@ def overview_tables(parts: Mapping[str, Part]) -> list[str]:
         ]
         lines += table("Different futures from one image", ("", *heads(False)), rows)
     return lines
+
+
+def _judged(check: Check) -> str:
+    return f"{check.value:.3g}{'' if check.met else ' (no)'}"
