@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import time
 from pathlib import Path
@@ -22,12 +23,8 @@ from ego_world_model.policy import MotionPolicy
 from ego_world_model.policy.spaces import chunk_from, state_vector
 from ego_world_model.training.config import load
 from ego_world_model.training.policy import PolicyTraining, fitted_normaliser
-from ego_world_model.training.policy_data import (
-    PolicyCache,
-    PolicySampler,
-    other_words,
-    task_ends,
-)
+from ego_world_model.training.policy_data import PolicyCache, task_ends
+from ego_world_model.training.policy_sampling import PolicySampler, other_words
 
 ROBOTS = ("g1_dex3", "h1_2_inspire")
 
@@ -132,6 +129,9 @@ def test_demonstrations_end_where_they_have_done_what_they_were_told() -> None:
     assert (last == 11).all() and done.all()
     useful, _, _ = scripted(still, wrist, True)
     assert not useful.any()
+    far = still + (0, 0, 1.0)
+    useful, _, _ = scripted(far, wrist, False)
+    assert not useful.any(), "a reach that never arrives shows nothing"
     unknown = np.full((16, 3), np.nan)
     useful, last, done = scripted(unknown, wrist, False)
     assert useful.all() and (last == 15).all() and not done.any()
@@ -149,6 +149,51 @@ def test_the_pointing_head_is_told_where_the_object_is(cache: PolicyCache) -> No
         v = matrix[1, 1] * y / z + matrix[1, 2]
         expected = (2 * (u + 0.5) / 64 - 1, 2 * (v + 0.5) / 48 - 1)
         np.testing.assert_allclose(batch.pixel[row].numpy(), expected, atol=1e-4)
+
+
+def test_any_object_of_a_scene_is_named_and_pointed_at(cache: PolicyCache) -> None:
+    """Rows that only name an object say its name, point at its own place, and claim no action;
+    beside them windows stay as they were recorded."""
+    heard: list[str] = []
+
+    def words(texts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
+        heard[:] = texts
+        return torch.zeros(len(texts), 1).long(), torch.ones(len(texts), 1).bool()
+
+    sampler = PolicySampler(
+        cache, fitted_normaliser(cache, 16), words, chunk=16, rng=np.random.default_rng(0)
+    )
+    batch = sampler.sample(8, 16)
+    assert len(batch) == 24
+    claimed = batch.mask.flatten(1).any(1).numpy()
+    assert claimed.sum() == 8 and claimed[:12].sum() == 4, "evenly mixed"
+    places = cache.places.reshape(-1, 3)
+    kinds = set()
+    for row in np.flatnonzero(~claimed):
+        nearest = int(np.nanargmin(np.linalg.norm(places - batch.target[row].numpy(), axis=1)))
+        frame, number = divmod(nearest, cache.places.shape[1])
+        np.testing.assert_allclose(places[nearest], batch.target[row].numpy(), atol=1e-6)
+        episode = np.searchsorted(cache.first, frame, side="right") - 1
+        name = cache.names[cache.objects[episode, number]]
+        assert name in heard[row]
+        kinds.add((episode, number))
+    assert len(kinds) > len(cache), "not only the objects of the tasks"
+
+
+def test_recorded_targets_are_among_the_listed_objects(cache: PolicyCache) -> None:
+    """Where a task has an object, its place is that of one of the scene's objects."""
+    gaps = np.linalg.norm(cache.places - cache.target[:, None], axis=-1)
+    told = np.isfinite(cache.target).all(axis=1)
+    assert told.any() and np.nanmin(gaps[told], axis=1).max() < 2e-4
+
+
+def test_objects_cannot_be_named_that_no_dataset_lists(cache: PolicyCache) -> None:
+    """The error says what to do."""
+    unlisted = copy.copy(cache)
+    unlisted.objects = np.full_like(cache.objects, -1)
+    sampler = PolicySampler(unlisted, None, None, chunk=16, rng=np.random.default_rng(0))
+    with pytest.raises(ValueError, match="naming: no episode lists its objects"):
+        sampler.sample(4, 4)
 
 
 def test_instructions_keep_their_meaning_in_other_words() -> None:
@@ -172,6 +217,7 @@ def config(datasets: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) 
         },
         "cerebellum": CEREBELLUM,
         "batch": 8,
+        "naming": 4,
         "validation_windows": 16,
         "loss": {"draws": 2, "pointing": 0.5},
         "loop": {

@@ -108,6 +108,7 @@ def simulate_episode(plan: GenerationPlan, index: int, *, attempt: int = 0) -> E
     if scale > 1:
         coarser_facets(sim)
     images, masks, depth, state, action, tasks, targets = [], [], [], [], [], [], []
+    places = []
     try:
         mount, camera = sim.camera_pose, sim.camera.resized(plan.width, plan.height)
         for k in range(plan.frames):
@@ -118,6 +119,7 @@ def simulate_episode(plan: GenerationPlan, index: int, *, attempt: int = 0) -> E
                 depth.append(depth_millimetres(seen.depth, scale))
             state.append(np.array(sim.joint_positions))
             targets.append(sim.target_position)
+            places.append(sim.objects.poses[:, :3].copy())
             action.append(sim.plan(np.array([step]))[0])
             if not tasks or tasks[-1][1:] != [sim.task_name, sim.task]:
                 tasks.append([k, sim.task_name, sim.task])
@@ -146,6 +148,8 @@ def simulate_episode(plan: GenerationPlan, index: int, *, attempt: int = 0) -> E
             "split": plan.split,
             "tasks": tasks,
             "targets": [_in_camera(p, pose) for p, pose in zip(targets, poses, strict=True)],
+            "objects": [item.name for item in sim.scene.objects],
+            "places": [_in_camera(p, pose) for p, pose in zip(places, poses, strict=True)],
             "attempt": attempt,
         },
     )
@@ -332,8 +336,8 @@ def _end_with(parent: int) -> None:
 
 def _in_camera(
     point: NDArray[np.float64] | None, camera_pose: NDArray[np.float64]
-) -> list[float] | None:
-    """A point of the root frame (3,) in the camera (root_T_optical), metres to a tenth of a mm."""
+) -> list[Any] | None:
+    """Points of the root frame (..., 3) in the camera (root_T_optical), metres to 0.1 mm."""
     if point is None:
         return None
     return np.round((point - camera_pose[:3, 3]) @ camera_pose[:3, :3], 4).tolist()

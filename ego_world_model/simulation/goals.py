@@ -57,10 +57,14 @@ MEASURED = tuple(_WORDS)
 """Tasks whose success can be told from the scene."""
 
 
+def instruction(task: str, item: str, side: str | None = None) -> str:
+    """One of ``MEASURED`` in words, with the object called ``item``; "bimanual" has no side."""
+    return _WORDS[task].format(item=item, side=side)
+
+
 def measured_goal(task: str, scene: Scene, target: int, side: str | None = None) -> Goal:
     """The goal of one of ``MEASURED`` with the object number ``target``; "bimanual" has no side."""
-    text = _WORDS[task].format(item=scene.objects[target].name, side=side)
-    return Goal(task, text, side, target)
+    return Goal(task, instruction(task, scene.objects[target].name, side), side, target)
 
 
 def measured_goals(scene: Scene) -> list[Goal]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -19,8 +18,9 @@ from ego_world_model.policy.spaces import Normaliser
 from ego_world_model.policy.tokenizer import word_tokenizer
 from ego_world_model.training.display import Report
 from ego_world_model.training.loop import LoopSettings, Trainer, process_rng
-from ego_world_model.training.policy_data import PolicyCache, PolicySampler, all_words
+from ego_world_model.training.policy_data import PolicyCache
 from ego_world_model.training.policy_objective import PolicyLoss, PolicyObjective
+from ego_world_model.training.policy_sampling import PolicyBatch, PolicySampler, all_words
 from ego_world_model.training.policy_validation import PolicyValidation
 from ego_world_model.training.processes import processes
 
@@ -50,6 +50,8 @@ class PolicyTraining:
             starts from; ``cerebrum`` and ``cerebellum`` are then left out.
         chunk, steps, depth_range, prompt: see ``PolicyConfig``.
         batch: observations per step, in each process and each accumulated part of a step.
+        naming: rows per batch beside those that only name an object of a scene, see
+            ``PolicySampler.sample``; 0 where the data do not list their objects.
         brightness, rephrase: see ``PolicySampler``.
         validation_windows: held-out windows that are measured while training.
     """
@@ -63,6 +65,7 @@ class PolicyTraining:
     depth_range: float = 2.0
     prompt: str = "{instruction}"
     batch: int = 64
+    naming: int = 0
     brightness: float = 0.15
     rephrase: bool = True
     validation_windows: int = 256
@@ -136,7 +139,9 @@ def train_policy(
             policy.save_pretrained(folder / "checkpoint", dtype=torch.float16)
         return numbers
 
-    draw: Callable[[float], Any] = lambda progress: sampler.sample(config.batch)  # noqa: E731
+    def draw(progress: float) -> PolicyBatch:
+        return sampler.sample(config.batch, config.naming)
+
     trainer = Trainer(
         objective,
         draw,
@@ -183,7 +188,7 @@ def _new_policy(config: PolicyTraining, train: PolicyCache) -> MotionPolicy:
     if declared.cerebrum.base is not None:
         tokenizer = read_tokenizer(Path(declared.cerebrum.base))
     else:
-        tokenizer = word_tokenizer(all_words(train.instructions))
+        tokenizer = word_tokenizer(all_words(train.instructions, train.names))
         vlm = dict(declared.cerebrum.vlm)
         vlm["text_config"] = vlm.get("text_config", {}) | {
             "vocab_size": len(tokenizer),

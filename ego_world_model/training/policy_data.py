@@ -3,90 +3,26 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
-from torch import Tensor
 
 from ego_world_model.data import DatasetReader
 from ego_world_model.data.schema import Episode
 from ego_world_model.embodiment import load_embodiment
 from ego_world_model.kinematics import HandKinematics
-from ego_world_model.policy.cerebrum import Observation
-from ego_world_model.policy.policy import hand_features, resize_depth, resize_image
-from ego_world_model.policy.spaces import Layout, Normaliser, finger_kind, relative
+from ego_world_model.policy.policy import resize_depth, resize_image
+from ego_world_model.policy.spaces import Layout, finger_kind
 from ego_world_model.simulation.goals import Goal
 
-# The simulation says everything in one way; people do not.
-_OTHER_WORDS = (
-    (r" and move it$", ("", "", " and move it", " and put it elsewhere")),
-    (r"^grasp", ("grasp", "grasp", "pick up", "take", "grab")),
-    (r"^reach for", ("reach for", "reach for", "point at", "go to")),
-    (r"^lift", ("lift", "lift", "raise")),
-    (r"with the (left|right) hand", (r"with the \1 hand", r"using the \1 hand")),
-)
-
-
 _CARRIED, _STILL = 0.05, 0.002  # metres that a carried object moves in all; in a frame, at rest
-
-
-@dataclass(frozen=True)
-class PolicyBatch:
-    """B observations with what happened next; ``Observation`` says what the networks read.
-
-    Attributes:
-        observation: everything is there; what is withheld is decided by the objective.
-        depth: (B, 1, S, S) metres without noise, 0 where unknown or where there is no depth.
-        actions: (B, N, D) normalised. mask: (B, N, D) bool, what is known of them.
-        target: (B, 3) metres in the camera, the object of the task; NaN where there is none.
-        pixel: (B, 2) where it is in the image, in [-1, 1].
-    """
-
-    observation: Observation
-    depth: Tensor
-    actions: Tensor
-    mask: Tensor
-    target: Tensor
-    pixel: Tensor
-
-    def __len__(self) -> int:
-        return len(self.actions)
-
-    def split(self, parts: int) -> list[PolicyBatch]:
-        """Dealt out to ``parts`` batches of nearly equal size (fewer if there are too few)."""
-        own = [f.name for f in fields(self) if f.name != "observation"]
-        pieces = {name: getattr(self, name).tensor_split(parts) for name in own}
-        seen = {
-            f.name: getattr(self.observation, f.name).tensor_split(parts)
-            for f in fields(Observation)
-        }
-        out = []
-        for i in range(parts):
-            observation = Observation(**{name: values[i] for name, values in seen.items()})
-            batch = PolicyBatch(observation, **{name: values[i] for name, values in pieces.items()})
-            if len(batch):
-                out.append(batch)
-        return out
-
-    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> PolicyBatch:
-        """The same batch on another device."""
-
-        def moved(item: Any) -> dict[str, Tensor]:
-            return {
-                f.name: getattr(item, f.name).to(device, non_blocking=non_blocking)
-                for f in fields(item)
-                if isinstance(getattr(item, f.name), Tensor)
-            }
-
-        return replace(self, observation=Observation(**moved(self.observation)), **moved(self))
+_REACHED = 0.25  # metres from wrist to object within which a reach has arrived
+_OBJECTS = 8  # objects of an episode that are kept
+_FORMAT = 2  # of caches; older ones are made anew
 
 
 class PolicyCache:
@@ -97,6 +33,8 @@ class PolicyCache:
         wrists, next_wrists: (N, 2, 4, 4) measured now, and commanded for the next frame, root.
         fingers, next_fingers: (N, 2, V) in the layout's order. camera: (N, 4, 4) root_T_optical.
         target: (N, 3) metres in the camera or NaN.
+        places: (N, 8, 3) metres in the camera, of all objects of a scene; NaN where there is none.
+        objects: (E, 8) numbers of their names in ``names``; -1 where there are fewer.
         task: (N,) counts the tasks of all episodes, so that two frames of one task share it.
         words: (N,) number of the instruction in ``instructions``.
         first (E + 1,), intrinsics (E, 3, 3), known (E, D), shape (E, 2): of the episodes.
@@ -104,13 +42,15 @@ class PolicyCache:
     """
 
     ARRAYS = ("images", "depth", "wrists", "next_wrists", "fingers", "next_fingers")
-    ARRAYS += ("camera", "target", "task", "words", "first", "intrinsics", "known", "shape")
+    ARRAYS += ("camera", "target", "places", "objects", "task", "words")
+    ARRAYS += ("first", "intrinsics", "known", "shape")
 
     def __init__(self, folder: Path) -> None:
         info = json.loads((folder / "cache.json").read_text())
         self.fps, self.has_depth = float(info["fps"]), bool(info["has_depth"])
         self.layout = Layout(tuple(info["fingers"]))
         self.instructions: list[str] = info["instructions"]
+        self.names: list[str] = info["names"]
         for name in self.ARRAYS:
             setattr(self, name, np.load(folder / f"{name}.npy", mmap_mode="r"))
         carries = np.array(info["carries"])[self.words]
@@ -158,6 +98,7 @@ class PolicyCache:
             "episodes": [len(reader) for reader in readers],
             "size": size,
             "fingers": list(fingers),
+            "format": _FORMAT,
         }
         info = folder / "cache.json"
         if info.exists() and {k: json.loads(info.read_text()).get(k) for k in key} == key:
@@ -180,6 +121,7 @@ class PolicyCache:
             "fps": rates.pop(),
             "has_depth": depths.pop(),
             "instructions": list(writer.instructions),
+            "names": list(writer.names),
             "carries": [writer.carries[text] for text in writer.instructions],
         }
         info.write_text(json.dumps(key | extra))
@@ -193,6 +135,7 @@ class _Writer:
         self.folder, self.size, self.layout, self.at = folder, size, layout, 0
         self.instructions: dict[str, int] = {}
         self.carries: dict[str, bool] = {}
+        self.names: dict[str, int] = {}
         self.tasks = 0
         hands = (frames, 2, len(layout.fingers))
         shapes: dict[str, tuple[tuple[int, ...], type]] = {
@@ -204,6 +147,7 @@ class _Writer:
             "next_fingers": (hands, np.float32),
             "camera": ((frames, 4, 4), np.float32),
             "target": ((frames, 3), np.float32),
+            "places": ((frames, _OBJECTS, 3), np.float32),
             "task": ((frames,), np.int64),
             "words": ((frames,), np.int64),
         }
@@ -214,6 +158,7 @@ class _Writer:
         self.episodes: dict[str, list[Any]] = {
             "first": [0],
             "intrinsics": [],
+            "objects": [],
             "known": [],
             "shape": [],
         }
@@ -224,15 +169,15 @@ class _Writer:
         robot, arrays = kinematics.robot, self.arrays
         order = [episode.joint_names.index(name) for name in robot.joint_names]
         hands = [robot.hands.get(side) for side in ("left", "right")]
-        names = tuple(hand.fingers if hand else () for hand in hands)
+        fingers = tuple(hand.fingers if hand else () for hand in hands)
         for prefix, q in (("", episode.state), ("next_", episode.action)):
             q = np.asarray(q, np.float64)[:, order]
             arrays[f"{prefix}wrists"][rows] = kinematics.wrist_poses(q)
-            count = max(len(own) for own in names)
+            count = max(len(own) for own in fingers)
             angles = np.zeros((len(q), 2, count))
-            for row, own in enumerate(names):
+            for row, own in enumerate(fingers):
                 angles[:, row, : len(own)] = q[:, robot.indices(own)]
-            arrays[f"{prefix}fingers"][rows] = self.layout.spread(angles, names)
+            arrays[f"{prefix}fingers"][rows] = self.layout.spread(angles, fingers)
         arrays["camera"][rows] = episode.camera_pose
         for k, row in enumerate(range(rows.start, rows.stop)):
             pixels = (resize_image(episode.images[k], self.size)[0] + 1) * 127.5
@@ -242,6 +187,13 @@ class _Writer:
                 arrays["depth"][row] = resize_depth(metres, self.size)[0, 0].numpy()
         targets = episode.metadata.get("targets") or [None] * len(episode)
         arrays["target"][rows] = [t if t is not None else [np.nan] * 3 for t in targets]
+        names = episode.metadata.get("objects", [])[:_OBJECTS]
+        arrays["places"][rows] = np.nan
+        if names:
+            places = np.array(episode.metadata["places"], np.float32)
+            arrays["places"][rows, : len(names)] = places[:, : len(names)]
+        numbers = [self.names.setdefault(name, len(self.names)) for name in names]
+        self.episodes["objects"].append(numbers + [-1] * (_OBJECTS - len(names)))
         listed = episode.metadata.get("tasks") or [(0, "any", episode.task)]
         self.carries |= {text: Goal(name, text).carries for _, name, text in listed}
         starts = np.array([start for start, _, _ in listed])
@@ -254,7 +206,7 @@ class _Writer:
         self.episodes["first"].append(self.at)
         self.episodes["intrinsics"].append(episode.camera.matrix)
         valid = [hand is not None for hand in hands]
-        self.episodes["known"].append(self.layout.mask(valid, names))
+        self.episodes["known"].append(self.layout.mask(valid, fingers))
         self.episodes["shape"].append((episode.camera.height, episode.camera.width))
 
     def close(self) -> None:
@@ -263,102 +215,6 @@ class _Writer:
             array.flush()
         for name, values in self.episodes.items():
             np.save(self.folder / f"{name}.npy", np.array(values))
-
-
-class PolicySampler:
-    """Windows of a cache: observations with the chunk that followed.
-
-    Args:
-        rng: drives what is drawn; None for plain windows without augmentation.
-        brightness: largest relative change of an image's brightness. rephrase: whether
-            instructions of the simulation are said in other words now and then.
-    """
-
-    def __init__(
-        self,
-        cache: PolicyCache,
-        normaliser: Normaliser | None,
-        tokens: Callable[[list[str]], tuple[Tensor, Tensor]] | None,
-        *,
-        chunk: int,
-        rng: np.random.Generator | None = None,
-        brightness: float = 0.15,
-        rephrase: bool = True,
-    ) -> None:
-        self.cache, self.normaliser, self.tokens, self.chunk = cache, normaliser, tokens, chunk
-        self.rng, self.brightness, self.rephrase = rng, brightness, rephrase
-
-    def sample(self, batch: int) -> PolicyBatch:
-        """``batch`` windows that begin at random frames."""
-        return self.gather(self.rng.choice(self.frames, batch))
-
-    @cached_property
-    def frames(self) -> NDArray[np.int64]:
-        """Frames at which a window may begin."""
-        return np.flatnonzero(self.cache.useful)
-
-    def vectors(self, frames: NDArray[np.int64]) -> tuple[NDArray, NDArray, NDArray, NDArray]:
-        """States (B, D), what is known of them (B, D), actions (B, N, D) and their mask, as they
-        are, without normalisation."""
-        cache, layout = self.cache, self.cache.layout
-        episode = np.searchsorted(cache.first, frames, side="right") - 1
-        steps = frames[:, None] + np.arange(self.chunk)  # command of frame k is for k + 1
-        last = cache.last[frames][:, None]
-        inside = (steps <= last) | cache.done[frames][:, None]
-        steps = np.minimum(steps, last)  # what is done is done: the hands rest
-        to_camera = np.linalg.inv(cache.camera[frames].astype(np.float64))
-        now = to_camera[:, None] @ cache.wrists[frames]
-        then = to_camera[:, None, None] @ cache.next_wrists[steps]
-        states = layout.join(now[..., :3, 3], now[..., :3, :3], cache.fingers[frames])
-        actions = layout.join(*relative(then, now), cache.next_fingers[steps])
-        known = cache.known[episode]
-        return states, known, actions, inside[..., None] & known[:, None]
-
-    def gather(self, frames: NDArray[np.int64]) -> PolicyBatch:
-        """The windows that begin at ``frames`` (B,), counted over all episodes."""
-        cache, layout = self.cache, self.cache.layout
-        episode = np.searchsorted(cache.first, frames, side="right") - 1
-        states, known, actions, mask = self.vectors(frames)
-        features = np.empty((len(frames), 2, 2 * layout.per_hand + 6), np.float32)
-        intrinsics = cache.intrinsics[episode]
-        for shape in {tuple(s) for s in cache.shape[episode].tolist()}:
-            rows = (cache.shape[episode] == shape).all(axis=1)
-            features[rows] = hand_features(
-                layout, self.normaliser, states[rows], known[rows], intrinsics[rows], shape
-            )
-        images = torch.from_numpy(cache.images[frames]).permute(0, 3, 1, 2).float() / 127.5 - 1
-        if self.rng is not None and self.brightness:
-            gain = 1 + self.brightness * self.rng.uniform(-1, 1, (len(frames), 1, 1, 1))
-            images = ((images + 1) * torch.from_numpy(gain).float() - 1).clamp_(-1, 1)
-        words, word_mask = self.tokens([self._said(n) for n in cache.words[frames]])
-        depth = torch.from_numpy(cache.depth[frames].astype(np.float32))[:, None]
-        present = torch.tensor([[True, True, cache.has_depth]]).repeat(len(frames), 1)
-        target = cache.target[frames].astype(np.float32)
-        with np.errstate(invalid="ignore"):
-            projected = np.einsum("bij,bj->bi", intrinsics, target / target[:, 2:])[:, :2]
-        pixel = 2 * (projected + 0.5) / cache.shape[episode][:, ::-1] - 1
-        observation = Observation(
-            images,
-            depth,
-            words,
-            word_mask,
-            present,
-            torch.from_numpy(features),
-            torch.from_numpy(states.reshape(len(frames), 2, -1)[..., :3]).float(),
-            torch.from_numpy(known),
-        )
-        return PolicyBatch(
-            observation,
-            depth,
-            torch.from_numpy(np.where(mask, self.normaliser.action(actions), 0)).float(),
-            torch.from_numpy(mask),
-            torch.from_numpy(target),
-            torch.from_numpy(pixel).float(),
-        )
-
-    def _said(self, number: int) -> str:
-        text = self.cache.instructions[number]
-        return other_words(text, self.rng) if self.rng is not None and self.rephrase else text
 
 
 def task_ends(
@@ -374,7 +230,7 @@ def task_ends(
     that draws back from one that approaches, so a policy that learnt both would hover. An object
     that is carried is where it belongs when it moves no more; an object that is reached for, when
     the nearest wrist is nearest. Tasks whose object is unknown count to their last frame; those
-    that should have carried theirs and did not are left out.
+    that never carried or reached theirs are left out.
 
     Args:
         task (N,), target (N, 3), camera (N, 4, 4), wrists (N, 2, 4, 4), carries (N,): of all
@@ -402,21 +258,11 @@ def task_ends(
             moving = np.linalg.norm(np.diff(place, axis=0), axis=1) > _STILL
             end = start + int(np.flatnonzero(moving)[-1]) + 1
         else:
-            gap = np.linalg.norm(wrists[start:stop, :, :3, 3] - place[:, None], axis=-1)
-            end = start + int(gap.min(axis=1).argmin())
+            gap = np.linalg.norm(wrists[start:stop, :, :3, 3] - place[:, None], axis=-1).min(axis=1)
+            if gap.min() > _REACHED:
+                useful[start:stop] = False
+                continue
+            end = start + int(gap.argmin())
         useful[end + 1 : stop] = False
         last[start:stop], done[start:stop] = end, end < stop - 1
     return useful, last, done
-
-
-def other_words(text: str, rng: np.random.Generator) -> str:
-    """An instruction of the simulation as somebody else might put it."""
-    for pattern, choices in _OTHER_WORDS:
-        text = re.sub(pattern, choices[rng.integers(len(choices))], text)
-    return text
-
-
-def all_words(instructions: Sequence[str]) -> list[str]:
-    """Instructions and their variants, for a tokenizer that shall know every word."""
-    rng = np.random.default_rng(0)
-    return [*instructions, *(other_words(t, rng) for t in instructions for _ in range(20))]

@@ -12,7 +12,7 @@ from ego_world_model.perception.depth_noise import DepthNoise, noisy_depth
 from ego_world_model.policy.cerebrum import MODALITIES, Observation, Prefix, grid_centres
 from ego_world_model.policy.flow import draw_times, interpolate
 from ego_world_model.policy.policy import MotionPolicy, normalised_depth
-from ego_world_model.training.policy_data import PolicyBatch
+from ego_world_model.training.policy_sampling import PolicyBatch
 
 COMBINATIONS: dict[str, tuple[str, ...]] = {
     "TID": ("text", "image", "depth"),
@@ -97,9 +97,12 @@ class PolicyObjective(nn.Module):
         depth = seen.depth
         if self.loss.depth_noise is not None:
             depth = noisy_depth(depth, generator=generator, noise=self.loss.depth_noise)
-        picked = torch.multinomial(
-            self.chances.cpu(), len(batch), replacement=True, generator=generator
-        )
+        chances = self.chances.cpu().expand(len(batch), -1)
+        # what only names an object is of use where both words and image are there
+        both = self.kept[:, :2].all(dim=1).cpu()
+        useful = chances * torch.where(_demonstrates(batch).cpu()[:, None], True, both)
+        chances = torch.where(useful.sum(dim=1, keepdim=True) > 0, useful, chances)
+        picked = torch.multinomial(chances, 1, generator=generator)[:, 0]
         return replace(
             seen,
             depth=normalised_depth(depth, self.policy.config.depth_range),
@@ -109,25 +112,27 @@ class PolicyObjective(nn.Module):
     def _flow(
         self, batch: PolicyBatch, seen: Observation, prefix: Prefix, generator: torch.Generator
     ) -> Tensor:
-        draws = self.loss.draws
-        memory, steering = self.policy.cerebellum.remember(prefix.tokens, prefix.summary)
+        draws, rows = self.loss.draws, _demonstrates(batch)
+        memory, steering = self.policy.cerebellum.remember(
+            prefix.tokens[rows], prefix.summary[rows]
+        )
 
         def repeated(value: Tensor) -> Tensor:
             return value.repeat_interleave(draws, dim=0)
 
-        clean = repeated(batch.actions)  # (B draws, N, D)
+        clean = repeated(batch.actions[rows])  # (B draws, N, D)
         noise = torch.randn(clean.shape, generator=generator).to(clean.device)
         times = draw_times(len(clean), generator, clean.device)
         noisy, velocity = interpolate(clean, noise, times)
         predicted = self.policy.cerebellum(
             noisy,
-            repeated(seen.known),
+            repeated(seen.known[rows]),
             times,
             [(repeated(key), repeated(value)) for key, value in memory],
             repeated(steering),
-            repeated(prefix.mask),
+            repeated(prefix.mask[rows]),
         )
-        weight = repeated(batch.mask).float() * self.weights
+        weight = repeated(batch.mask[rows]).float() * self.weights
         return ((predicted - velocity).square() * weight).sum() / weight.sum().clamp_min(1)
 
     def _alignment(self, batch: PolicyBatch, seen: Observation) -> Tensor:
@@ -157,3 +162,8 @@ class PolicyObjective(nn.Module):
         ).mean(dim=1)
         count = told.sum().clamp_min(1)
         return (point * told).sum() / count, (10 * locate * told).sum() / count
+
+
+def _demonstrates(batch: PolicyBatch) -> Tensor:
+    """(B,) bool: rows of which actions are known."""
+    return batch.mask.flatten(1).any(dim=1)

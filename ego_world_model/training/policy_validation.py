@@ -11,8 +11,9 @@ from ego_world_model.perception.depth_noise import noisy_depth
 from ego_world_model.policy.cerebrum import MODALITIES
 from ego_world_model.policy.policy import MotionPolicy, normalised_depth
 from ego_world_model.policy.spaces import POSE
-from ego_world_model.training.policy_data import PolicyBatch, PolicyCache, PolicySampler
+from ego_world_model.training.policy_data import PolicyCache
 from ego_world_model.training.policy_objective import COMBINATIONS, PolicyLoss
+from ego_world_model.training.policy_sampling import PolicyBatch, PolicySampler
 
 _MOVING = 0.05  # metres that a wrist moves within a chunk that counts as moving
 _BATCH = 64
@@ -36,10 +37,16 @@ class PolicyValidation:
             sampler.gather(frames[start : start + _BATCH])
             for start in range(0, len(frames), _BATCH)
         ]
+        frames, named = _choices(cache, windows)
+        self.namings = [
+            (sampler.gather(frames[rows], named[rows]), cache.places[frames[rows]], named[rows])
+            for rows in (slice(k, k + _BATCH) for k in range(0, len(frames), _BATCH))
+        ]
 
     def __call__(self) -> dict[str, float]:
         """Wrist errors (cm) of hands that move, for combinations of modalities and for a hand that
-        stays where it is; pointing errors (cm, and the share that points at the right token)."""
+        stays where it is; the median pointing error (cm); the share of objects, each named in its
+        turn at the beginning of an episode with several, that are told from the others."""
         numbers: dict[str, float] = {}
         for name in ("TID", "TI", "ID"):
             errors = [self._errors(batch, name) for batch in self.batches]
@@ -50,7 +57,16 @@ class PolicyValidation:
                 numbers["wrist_cm_still"] = 100 * float(still.mean())
         pointed = np.concatenate([self._pointing(batch) for batch in self.batches])
         numbers["target_cm"] = 100 * float(np.median(pointed))
+        if self.namings:
+            right = [self._found(*naming) for naming in self.namings]
+            numbers["named"] = float(np.concatenate(right).mean())
         return numbers
+
+    def _found(self, batch: PolicyBatch, places: np.ndarray, named: np.ndarray) -> np.ndarray:
+        """(B,) bool, whether the object believed in is nearer to the named one than to others."""
+        believed = self.policy.cerebrum(self._observed(batch, "TID").observation).target
+        gaps = np.linalg.norm(places - believed.float().cpu().numpy()[:, None], axis=-1)
+        return np.nanargmin(gaps, axis=1) == named
 
     def _observed(self, batch: PolicyBatch, name: str) -> PolicyBatch:
         device = self.policy.device
@@ -94,6 +110,15 @@ class PolicyValidation:
         prefix = self.policy.cerebrum(batch.observation)
         gap = (prefix.target.float() - batch.target).norm(dim=1)
         return gap[torch.isfinite(gap)].cpu().numpy()
+
+
+def _choices(cache: PolicyCache, most: int) -> tuple[np.ndarray, np.ndarray]:
+    """First frames of episodes that list several objects, with each object's number in turn."""
+    counts = (cache.objects >= 0).sum(axis=1)
+    pairs = [(cache.first[e], k) for e in np.flatnonzero(counts > 1) for k in range(counts[e])]
+    pairs = pairs[:: max(1, len(pairs) // most)][:most]
+    frames, named = np.array(pairs, np.int64).reshape(-1, 2).T
+    return frames, named
 
 
 def _columns(hands: np.ndarray) -> np.ndarray:
