@@ -63,11 +63,14 @@ def wide_normaliser(layout: Layout, chunk: int) -> Normaliser:
     return Normaliser(low - 1, high + 1, np.tile(low, (chunk, 1)), np.tile(high, (chunk, 1)))
 
 
-def small_policy(*robots: str, seed: int = 0, moving: bool = True) -> MotionPolicy:
+def small_policy(
+    *robots: str, seed: int = 0, moving: bool = True, pointing: str = "tokens"
+) -> MotionPolicy:
     """A policy for the named robots (G1 and H1-2 unless given).
 
     Args:
         moving: random weights in the last layer, too, so that inputs change what is predicted.
+        pointing: see ``CerebrumConfig``.
     """
     torch.manual_seed(seed)
     fingers = finger_kinds(*(robots or ("g1_dex3", "h1_2_inspire")))
@@ -81,6 +84,7 @@ def small_policy(*robots: str, seed: int = 0, moving: bool = True) -> MotionPoli
             words=16,
             vlm={"scale_factor": 2, "vision_config": VISION, "text_config": text},
             depth=DEPTH,
+            pointing=pointing,
         ),
         cerebellum=CerebellumConfig(**CEREBELLUM),
     )

@@ -38,9 +38,10 @@ from ego_world_model.world_model import CheckpointError
 ROBOTS = ("g1_dex3", "h1_2_inspire")
 
 
-@pytest.fixture(scope="module")
-def policy() -> MotionPolicy:
-    return small_policy.small_policy()
+@pytest.fixture(scope="module", params=("tokens", "patches"))
+def policy(request: pytest.FixtureRequest) -> MotionPolicy:
+    """Either kind of pointing head."""
+    return small_policy.small_policy(pointing=request.param)
 
 
 @pytest.fixture(scope="module", params=ROBOTS)

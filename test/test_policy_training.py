@@ -214,6 +214,7 @@ def config(datasets: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) 
             "image_size": 32,
             "vlm": {"scale_factor": 2, "vision_config": VISION, "text_config": TEXT},
             "depth": DEPTH,
+            "pointing": "patches",
         },
         "cerebellum": CEREBELLUM,
         "batch": 8,

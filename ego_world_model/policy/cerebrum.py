@@ -2,8 +2,9 @@
 
 Visual tokens of the vision model (pixel-shuffled by the connector) and of the depth encoder are
 added; the language model reads them, then the instruction. A pointing head looks the object of the
-instruction up among the visual tokens. Whatever is absent (image, depth, words) is replaced by
-learned tokens, so that one model serves every combination.
+instruction up among the visual tokens, or among the finer patches of the vision model. Whatever is
+absent (image, depth, words) is replaced by learned tokens, so that one model serves every
+combination.
 """
 
 from __future__ import annotations
@@ -37,6 +38,11 @@ class CerebrumConfig:
         depth_base: folder of a published ResNet (such as ResNet-50); None: a new one from
             ``depth``, arguments of ``ResNetConfig``.
         words: most tokens of an instruction.
+        pointing: where the pointing head looks: among visual "tokens", or among "patches" of image
+            and depth, which are finer and learn names sooner.
+
+    Raises:
+        ValueError: for another ``pointing``.
     """
 
     image_size: int = 224
@@ -45,6 +51,11 @@ class CerebrumConfig:
     depth_base: str | None = None
     depth: dict[str, Any] = field(default_factory=dict)
     words: int = 48
+    pointing: str = "tokens"
+
+    def __post_init__(self) -> None:
+        if self.pointing not in ("tokens", "patches"):
+            raise ValueError(f"pointing must be tokens or patches, got {self.pointing!r}")
 
 
 @dataclass(frozen=True)
@@ -80,7 +91,7 @@ class Prefix:
     Attributes:
         tokens: (B, P, width); mask: (B, P) bool, those that mean something.
         summary: (B, 3, width): what is pointed at, left hand, right hand.
-        pointing: (B, V) logits over the visual tokens, row by row.
+        pointing: (B, F) logits over visual tokens or patches, row by row.
         target: (B, 3) metres, where the pointing head believes its object to be, in the camera.
     """
 
@@ -123,6 +134,11 @@ class Cerebrum(nn.Module):
                 f"image_size {config.image_size} must be a multiple of patch size x pixel shuffle "
                 f"({patch} x {shuffle})"
             )
+        self.pointing_side = self.side
+        if config.pointing == "patches":
+            self.pointing_side = config.image_size // patch
+            self.fine = nn.Linear(self.vlm.config.vision_config.hidden_size, width)
+            self.relief = nn.Conv2d(1, width, patch, stride=patch)
         self.depth_out = nn.Conv2d(self.depth.config.hidden_sizes[-1], width, 1)
         self.absent = nn.ParameterDict(
             {name: nn.Parameter(torch.randn(width) * 0.02) for name in MODALITIES}
@@ -152,7 +168,9 @@ class Cerebrum(nn.Module):
     def forward(self, seen: Observation) -> Prefix:
         batch, device = len(seen), seen.words.device
         text, image, depth = seen.present.unbind(1)
-        visual = torch.where(image[:, None, None], self.see(seen.image), self.absent["image"])
+        features = self.see(seen.image)
+        visual = self.vlm.connector(features).to(self.place.weight.dtype)
+        visual = torch.where(image[:, None, None], visual, self.absent["image"])
         measured = self.depth_tokens(self.depth_features(seen.depth))
         visual = visual + torch.where(depth[:, None, None], measured, self.absent["depth"])
         embedded = self.vlm.text_model.get_input_embeddings()(seen.words)
@@ -170,7 +188,11 @@ class Cerebrum(nn.Module):
         read = read.to(self.place.weight.dtype)
         last = self.visual_tokens + word_mask.sum(dim=1) - 1
         query = read[torch.arange(batch, device=device), last]
-        pointed, pointing = self._point(query, read[:, : self.visual_tokens])
+        if self.config.pointing == "patches":
+            offered = self._patches(features, seen)
+        else:
+            offered = read[:, : self.visual_tokens]
+        pointed, pointing = self._point(query, offered)
         target = TARGET_SCALE * self.locate(pointed)
         # how far each hand has to go, coarsely and finely: what a reach is made of
         way = (target[:, None] - seen.wrists.to(target)) / TARGET_SCALE
@@ -186,15 +208,14 @@ class Cerebrum(nn.Module):
         )
 
     def see(self, image: Tensor) -> Tensor:
-        """(B, 3, S, S) → visual tokens (B, V, width)."""
+        """(B, 3, S, S) → features of the patches (B, F, C)."""
         batch, _, height, width = image.shape
         patch = self.vlm.config.vision_config.patch_size
         everywhere = torch.ones(
             batch, height // patch, width // patch, dtype=torch.bool, device=image.device
         )
         pixels = image.to(self.vlm.vision_model.embeddings.patch_embedding.weight.dtype)
-        features = self.vlm.vision_model(pixels, patch_attention_mask=everywhere).last_hidden_state
-        return self.vlm.connector(features).to(self.place.weight.dtype)
+        return self.vlm.vision_model(pixels, patch_attention_mask=everywhere).last_hidden_state
 
     def depth_features(self, depth: Tensor) -> Tensor:
         """(B, 1, S, S) → (B, C, s, s); the one channel is repeated, as the encoder reads colour.
@@ -216,18 +237,26 @@ class Cerebrum(nn.Module):
         """Names of the parameters that a base holds and training leaves alone."""
         return (name for name, parameter in self.named_parameters() if not parameter.requires_grad)
 
-    def _point(self, query: Tensor, visual: Tensor) -> tuple[Tensor, Tensor]:
-        """What the query (B, width) asks for among visual tokens (B, V, width), and the logits."""
-        keys = self.offer(visual)
-        logits = torch.einsum("bd,bvd->bv", self.ask(query), keys) / self.width**0.5
+    def _patches(self, features: Tensor, seen: Observation) -> Tensor:
+        """Features (B, F, C) and the depth beneath them → (B, F, width)."""
+        _, image, depth = seen.present.unbind(1)
+        fine = self.fine(features.to(self.place.weight.dtype))
+        fine = torch.where(image[:, None, None], fine, self.absent["image"])
+        relief = self.relief(seen.depth).flatten(2).transpose(1, 2)
+        return fine + torch.where(depth[:, None, None], relief, self.absent["depth"])
+
+    def _point(self, query: Tensor, offered: Tensor) -> tuple[Tensor, Tensor]:
+        """What the query (B, width) asks for among the ``offered`` (B, F, width), and the logits."""
+        keys = self.offer(offered)
+        logits = torch.einsum("bd,bfd->bf", self.ask(query), keys) / self.width**0.5
         weight = logits.softmax(dim=-1)
-        found = torch.einsum("bv,bvd->bd", weight, self.tell(visual))
-        where = weight @ grid_centres(self.side).to(weight)
+        found = torch.einsum("bf,bfd->bd", weight, self.tell(offered))
+        where = weight @ grid_centres(self.pointing_side).to(weight)
         return query + found + self.place(where), logits
 
 
 def grid_centres(side: int) -> Tensor:
-    """(side^2, 2) x, y of the visual tokens' centres in [-1, 1], row by row."""
+    """(side^2, 2) x, y of the centres of a grid over the image in [-1, 1], row by row."""
     axis = (torch.arange(side) + 0.5) / side * 2 - 1
     y, x = torch.meshgrid(axis, axis, indexing="ij")
     return torch.stack([x.flatten(), y.flatten()], dim=-1)

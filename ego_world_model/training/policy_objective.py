@@ -151,9 +151,9 @@ class PolicyObjective(nn.Module):
         text, image, _ = seen.present.unbind(1)
         inside = (batch.pixel.abs() < 1).all(dim=1)  # false where it is NaN
         told = (text & image & inside).float()
-        side = self.policy.cerebrum.side
+        side = self.policy.cerebrum.pointing_side
         centres = grid_centres(side).to(batch.pixel)
-        gap = torch.nan_to_num(batch.pixel)[:, None] - centres  # (B, V, 2)
+        gap = torch.nan_to_num(batch.pixel)[:, None] - centres  # (B, F, 2)
         nearness = -(gap * side / 2).square().sum(-1) / (2 * _SPREAD**2)
         point = F.cross_entropy(prefix.pointing, nearness.softmax(-1), reduction="none")
         error = prefix.target - torch.nan_to_num(batch.target)
