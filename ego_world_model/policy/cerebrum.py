@@ -246,7 +246,7 @@ class Cerebrum(nn.Module):
         return fine + torch.where(depth[:, None, None], relief, self.absent["depth"])
 
     def _point(self, query: Tensor, offered: Tensor) -> tuple[Tensor, Tensor]:
-        """What the query (B, width) asks for among the ``offered`` (B, F, width), and the logits."""
+        """What the query (B, width) asks for among ``offered`` (B, F, width), and the logits."""
         keys = self.offer(offered)
         logits = torch.einsum("bd,bfd->bf", self.ask(query), keys) / self.width**0.5
         weight = logits.softmax(dim=-1)
