@@ -167,12 +167,11 @@ class Cerebrum(nn.Module):
 
     def forward(self, seen: Observation) -> Prefix:
         batch, device = len(seen), seen.words.device
-        text, image, depth = seen.present.unbind(1)
+        text = seen.present[:, MODALITIES.index("text")]
         features = self.see(seen.image)
-        visual = self.vlm.connector(features).to(self.place.weight.dtype)
-        visual = torch.where(image[:, None, None], visual, self.absent["image"])
+        pictured = self.vlm.connector(features).to(self.place.weight.dtype)
         measured = self.depth_tokens(self.depth_features(seen.depth))
-        visual = visual + torch.where(depth[:, None, None], measured, self.absent["depth"])
+        visual = self._fused(pictured, measured, seen)
         embedded = self.vlm.text_model.get_input_embeddings()(seen.words)
         embedded = torch.where(text[:, None, None], embedded, self.absent["text"].to(embedded))
         # without an instruction one learned word stands for it
@@ -239,11 +238,14 @@ class Cerebrum(nn.Module):
 
     def _patches(self, features: Tensor, seen: Observation) -> Tensor:
         """Features (B, F, C) and the depth beneath them → (B, F, width)."""
-        _, image, depth = seen.present.unbind(1)
         fine = self.fine(features.to(self.place.weight.dtype))
-        fine = torch.where(image[:, None, None], fine, self.absent["image"])
-        relief = self.relief(seen.depth).flatten(2).transpose(1, 2)
-        return fine + torch.where(depth[:, None, None], relief, self.absent["depth"])
+        return self._fused(fine, self.relief(seen.depth).flatten(2).transpose(1, 2), seen)
+
+    def _fused(self, pictured: Tensor, measured: Tensor, seen: Observation) -> Tensor:
+        """What image and depth say, (B, K, width) each, added; learned tokens for the absent."""
+        _, image, depth = seen.present.unbind(1)
+        pictured = torch.where(image[:, None, None], pictured, self.absent["image"])
+        return pictured + torch.where(depth[:, None, None], measured, self.absent["depth"])
 
     def _point(self, query: Tensor, offered: Tensor) -> tuple[Tensor, Tensor]:
         """What the query (B, width) asks for among ``offered`` (B, F, width), and the logits."""

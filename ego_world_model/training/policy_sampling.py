@@ -116,7 +116,7 @@ class PolicySampler:
         frames = self.rng.choice(self.frames, batch)
         if not naming:
             return self.gather(frames)
-        counts = (self.cache.objects >= 0).sum(axis=1)
+        counts = self.object_counts
         if not counts.any():
             raise ValueError(
                 "naming: no episode lists its objects in its metadata (`objects`, `places`); "
@@ -136,6 +136,11 @@ class PolicySampler:
     def frames(self) -> NDArray[np.int64]:
         """Frames at which a window may begin."""
         return np.flatnonzero(self.cache.useful)
+
+    @cached_property
+    def object_counts(self) -> NDArray[np.int64]:
+        """(E,) how many objects each episode lists."""
+        return (self.cache.objects >= 0).sum(axis=1)
 
     def vectors(self, frames: NDArray[np.int64]) -> tuple[NDArray, NDArray, NDArray, NDArray]:
         """States (B, D), what is known of them (B, D), actions (B, N, D) and their mask, as they
@@ -180,7 +185,11 @@ class PolicySampler:
             images = ((images + 1) * torch.from_numpy(gain).float() - 1).clamp_(-1, 1)
         mask = mask & (named < 0)[:, None, None]
         said = [
-            self._said(number) if k < 0 else self._naming(cache.names[cache.objects[e, k]], frame)
+            self._said(
+                cache.instructions[number]
+                if k < 0
+                else self._naming(cache.names[cache.objects[e, k]], frame)
+            )
             for number, e, k, frame in zip(cache.words[frames], episode, named, frames, strict=True)
         ]
         words, word_mask = self.tokens(said)
@@ -211,16 +220,14 @@ class PolicySampler:
             torch.from_numpy(pixel).float(),
         )
 
-    def _said(self, number: int) -> str:
-        text = self.cache.instructions[number]
+    def _said(self, text: str) -> str:
         return other_words(text, self.rng) if self.rng is not None and self.rephrase else text
 
     def _naming(self, name: str, frame: int) -> str:
         """An instruction about an object; always the same of a frame where nothing is drawn."""
         rng = self.rng if self.rng is not None else np.random.default_rng(frame)
         tasks = ("reach", "bimanual") if name.startswith("large") else ("reach", "grasp")
-        text = instruction(tasks[rng.integers(2)], name, SIDES[rng.integers(2)])
-        return other_words(text, rng) if self.rng is not None and self.rephrase else text
+        return instruction(tasks[rng.integers(2)], name, SIDES[rng.integers(2)])
 
 
 def other_words(text: str, rng: np.random.Generator) -> str:

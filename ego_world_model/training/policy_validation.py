@@ -37,7 +37,7 @@ class PolicyValidation:
             sampler.gather(frames[start : start + _BATCH])
             for start in range(0, len(frames), _BATCH)
         ]
-        frames, named = _choices(cache, windows)
+        frames, named = _choices(sampler, windows)
         self.namings = [
             (sampler.gather(frames[rows], named[rows]), cache.places[frames[rows]], named[rows])
             for rows in (slice(k, k + _BATCH) for k in range(0, len(frames), _BATCH))
@@ -112,10 +112,10 @@ class PolicyValidation:
         return gap[torch.isfinite(gap)].cpu().numpy()
 
 
-def _choices(cache: PolicyCache, most: int) -> tuple[np.ndarray, np.ndarray]:
+def _choices(sampler: PolicySampler, most: int) -> tuple[np.ndarray, np.ndarray]:
     """First frames of episodes that list several objects, with each object's number in turn."""
-    counts = (cache.objects >= 0).sum(axis=1)
-    pairs = [(cache.first[e], k) for e in np.flatnonzero(counts > 1) for k in range(counts[e])]
+    first, counts = sampler.cache.first, sampler.object_counts
+    pairs = [(first[e], k) for e in np.flatnonzero(counts > 1) for k in range(counts[e])]
     pairs = pairs[:: max(1, len(pairs) // most)][:most]
     frames, named = np.array(pairs, np.int64).reshape(-1, 2).T
     return frames, named
