@@ -33,6 +33,9 @@ _IDLE_TICK = 0.01
 _LARGE = ("sensor_msgs/msg/Image", "sensor_msgs/msg/PointCloud2")
 _SETTLED = 1.0
 """Seconds without a new subscriber after which those that are there are taken for all."""
+_MISSED = 4.0
+"""The same while a topic, /clock included, has no subscriber: a participant that missed the first
+announcements of another hears the next after 3 s (Fast DDS), and would miss the bag's beginning."""
 
 
 class ReplayError(ValueError):
@@ -116,7 +119,8 @@ class BagPlayer:
         return {topic: p.get_subscription_count() for topic, p in self._publishers.items()}
 
     def wait_for_subscribers(self, patience: float, stop: threading.Event) -> bool:
-        """Waits until somebody listens and nobody new has come for a second.
+        """Waits until somebody listens and nobody new has come for a second; for four seconds while
+        a topic or the clock has no subscriber, who may not have found this process yet.
 
         Args:
             patience: seconds after which it gives up waiting.
@@ -125,12 +129,13 @@ class BagPlayer:
             Whether anybody listens.
         """
         deadline = time.monotonic() + patience
-        known, since = self.subscribers(), time.monotonic()
+        known, since = self._listeners(), time.monotonic()
         while not stop.wait(0.05):
-            now, found = time.monotonic(), self.subscribers()
+            now, found = time.monotonic(), self._listeners()
             if found != known:
                 known, since = found, now
-            if any(known.values()) and now - since >= min(_SETTLED, patience):
+            quiet = _SETTLED if all(known.values()) else _MISSED
+            if any(known.values()) and now - since >= min(quiet, patience):
                 return True
             if now >= deadline:
                 break
@@ -153,6 +158,11 @@ class BagPlayer:
         for publisher in self._publishers.values():  # the last messages may be under way
             publisher.wait_for_all_acked(Duration(seconds=2))
         return played
+
+    def _listeners(self) -> dict[str, int]:
+        """``subscribers``, and those of the clock that is published beside the bag."""
+        clock = {} if self._clock is None else {CLOCK: self._clock.get_subscription_count()}
+        return self.subscribers() | clock
 
     @property
     def _begin(self) -> int:
