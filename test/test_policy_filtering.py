@@ -187,3 +187,18 @@ def test_bad_chunks_are_refused_and_cost_nothing() -> None:
     smoother.reset()
     smoother.push(0.0, _chunk(0.0))
     assert len(smoother) == 1
+
+
+@pytest.mark.parametrize("most", [1, 2, 3])
+def test_no_more_chunks_are_averaged_than_wished(most: int) -> None:
+    """Chunk k says k everywhere: the mean is that of the last ``most`` of them."""
+    smoother = TemporalOrthogonalFilter(most=most)
+    for k in range(5):
+        chunk = _chunk(0.0)
+        level = replace(chunk, translation=np.full_like(chunk.translation, k))
+        smooth = smoother.push(_DT * k, level)
+        assert len(smoother) == min(k + 1, most)
+    expected = np.mean(np.arange(5)[-most:])
+    np.testing.assert_allclose(smooth.translation[0], expected)  # further on, older ones have ended
+    with pytest.raises(ValueError, match="at least 1"):
+        TemporalOrthogonalFilter(most=0)

@@ -52,9 +52,21 @@ class TemporalOrthogonalFilter:
 
     Chunks of another instruction, or from before a jump in time, are not to be averaged with new
     ones: call ``reset``.
+
+    Args:
+        most: chunks that are averaged at most, the new one included. The default is as published:
+            all that say something of a step. Where one of them ends, the mean takes a step, the
+            larger the more they differ, and a robot that follows it does, too; 2 leaves one such
+            step, at the newest chunk's end.
+
+    Raises:
+        ValueError: if ``most`` is below 1.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, most: int | None = None) -> None:
+        if most is not None and most < 1:
+            raise ValueError(f"most must be at least 1 chunk, got {most}")
+        self._most = most
         self._held: list[_Steps] = []
         self._last: tuple[float, HandChunk] | None = None
 
@@ -94,6 +106,8 @@ class TemporalOrthogonalFilter:
             chunk.fingers,
         )
         live = [held for held in self._held if held.times[-1] >= steps.times[0] - _SAME_TIME]
+        if self._most is not None:
+            live = live[max(0, len(live) + 1 - self._most) :]
         self._held, self._last = [*live, steps], (time, chunk)
         mean = _mean(self._held, steps.times)
         return replace(

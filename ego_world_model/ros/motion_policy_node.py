@@ -34,6 +34,9 @@ from ego_world_model.ros.robot_description import load_robot
 from ego_world_model.ros.rollout_inputs import reject
 from ego_world_model.ros.run import run_node
 
+SMOOTHED = 2
+"""Chunks that are averaged (docs/policy_execution.md says why no more)."""
+
 
 class MotionPolicyNode(ModelNode):
     """Publishes ``hands/predicted`` and ``joint_trajectory/predicted``; see the module."""
@@ -42,7 +45,7 @@ class MotionPolicyNode(ModelNode):
         self._policy: MotionPolicy | None = None
         self._inputs: PolicyInputs | None = None
         self._publisher: PredictionPublisher | None = None
-        self._filter = TemporalOrthogonalFilter()
+        self._filter = TemporalOrthogonalFilter(most=SMOOTHED)
         self._filtered = 0  # ns, the newest frame in the filter
         self._busy = False
         self._fresh_start = False
