@@ -107,9 +107,6 @@ class NodeSpec:
 
 BOOLEAN = ("true", "false")
 
-POLICY = "false"
-"""Whether a graph runs the motion policy where nobody says so (argument ``policy``)."""
-
 CAMERAS = ("external", "realsense")
 
 # What the RealSense driver, named and placed as its own launch file does, publishes.
@@ -148,8 +145,8 @@ COMMON_ARGUMENTS = (
     Argument(
         "policy",
         "",
-        "start the motion policy, which predicts where the hands move next; empty: "
-        f"{POLICY}, and true where execute:=true",
+        "start the motion policy, which predicts where the hands move next; empty: true, but "
+        "false where the simulated robot follows a script, whose plan is known",
         ("", *BOOLEAN),
     ),
     Argument("policy_checkpoint", "", "motion policy: name or folder; empty: as in params_file"),
@@ -363,7 +360,8 @@ def _complete_policy(values: dict[str, str]) -> None:
             "execute:=true lets the simulated robot follow the policy and needs sim:=true; nothing "
             "here moves a real robot: feed joint_trajectory/predicted to a controller of yours"
         )
-    values["policy"] = values["policy"] or ("true" if execute else POLICY)
+    scripted = values["sim"] == "true" and not execute
+    values["policy"] = values["policy"] or ("false" if scripted else "true")
     runs = values["policy"] == "true"
     if execute and not runs:
         raise BringupError("execute:=true follows the motion policy; leave policy:=false out")

@@ -136,10 +136,12 @@ def test_the_table_starts_the_graph_of_the_architecture():
     names = [spec.name for spec in resolve(load_bringup("g1"), {"sim": "true"})]
     assert names == ["robot_sim", "hand_kinematics", "world_model", "viewer"]
     names = [spec.name for spec in resolve(load_bringup("g1"), {"viewer": "false"})]
-    assert names == ["hand_kinematics", "world_model"]  # the real robot is the default
-    names = [spec.name for spec in resolve(load_bringup("g1"), {"policy": "true"})]
-    assert names == ["hand_kinematics", "motion_policy", "world_model", "viewer"]
-    names = [spec.name for spec in resolve(load_bringup("g1"), {"bridge": "true"})]
+    assert names == ["hand_kinematics", "motion_policy", "world_model"]  # the default: a real robot
+    given = {"sim": "true", "policy": "true"}
+    names = [spec.name for spec in resolve(load_bringup("g1"), given)]
+    assert names == ["robot_sim", "hand_kinematics", "motion_policy", "world_model", "viewer"]
+    given = {"bridge": "true", "policy": "false"}
+    names = [spec.name for spec in resolve(load_bringup("g1"), given)]
     assert names == ["unitree_bridge", "hand_kinematics", "world_model", "viewer"]
 
 
@@ -241,11 +243,12 @@ def test_every_node_has_the_same_robot(root, robot, embodiment):
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        ([], "up g1 sim:=true"),
-        (["viewer:=false"], "up g1 sim:=true viewer:=false"),
-        (["h1"], "up h1 sim:=true"),
-        (["h1", "viewer:=false"], "up h1 sim:=true viewer:=false"),
-        (["--show-args"], "up g1 sim:=true --show-args"),
+        ([], "up g1 sim:=true execute:=true"),
+        (["viewer:=false"], "up g1 sim:=true execute:=true viewer:=false"),
+        (["h1"], "up h1 sim:=true execute:=true"),
+        (["h1", "viewer:=false"], "up h1 sim:=true execute:=true viewer:=false"),
+        (["execute:=false"], "up g1 sim:=true execute:=true execute:=false"),  # the last word holds
+        (["--show-args"], "up g1 sim:=true execute:=true --show-args"),
     ],
 )
 def test_script_run_starts_the_robot_that_it_is_told(root, tmp_path, words, expected):
