@@ -60,7 +60,8 @@ def declare_settings(node: Node) -> Settings:
         node,
         "smoothing",
         True,
-        "average what overlapping chunks say of the same moment (temporal orthogonal filtering)",
+        "average a chunk with what the one before says of the same moment (temporal orthogonal "
+        "filtering)",
     )
     return Settings(
         autostart=declare(
