@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import signal
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -143,15 +145,44 @@ def test_frames_are_paced_in_real_time_with_their_calibration(
     set_period(ros, 3.0)
     for _ in range(2):  # one may have started, and one been scheduled, at the old pace
         listener.wait_for_rollout()
-    for _ in range(6):  # until one came early enough to have frames still to come, unhindered
-        behind = _how_late(listener)  # which no machine may make negative
+    late: list[np.ndarray] = []
+    for _ in range(12):  # until one came early enough to have frames still to come, unhindered
+        with pauses() as longest:
+            behind = _how_late(listener)  # which no machine may make negative
         # Frame 0 is due at once, so it tells when playing began; frames behind that are paced.
         paced = np.arange(17) / 10 > behind[0] + 0.05
-        if paced.any() and behind[paced].min() < 0.3:
+        if not paced.any() or longest() > 0.1:
+            continue  # a slow machine computes past the horizon, a virtual one may stand still
+        # Not all of them: a busy machine may hold up frames.
+        if behind[paced].min() < 0.3:
             break
+        late.append(behind)
+    else:
+        if not late:
+            pytest.skip("the machine held up every one of 12 rollouts")
+        raise AssertionError(f"late: {late}")
     set_period(ros, 0.2)
-    # Not all of them: a busy machine may hold up frames, a slow one computes past the horizon.
-    assert not paced.any() or behind[paced].min() < 0.3, f"late: {behind}"
+
+
+@contextmanager
+def pauses() -> Iterator[Callable[[], float]]:
+    """The longest time (s) for which this process did not come to its turn either."""
+    ended, gaps = threading.Event(), [0.0]
+
+    def watch() -> None:
+        before = time.monotonic()
+        while not ended.wait(0.01):
+            now = time.monotonic()
+            gaps.append(now - before)
+            before = now
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield lambda: max(gaps)
+    finally:
+        ended.set()
+        thread.join()
 
 
 def _how_late(listener: Listener) -> np.ndarray:
