@@ -60,6 +60,7 @@ def lifted(policy: MotionPolicy, robot: str) -> int:
     return count
 
 
+@pytest.mark.timeout(900)  # 240 chunks and twelve scenes, beside whatever else runs
 def test_told_to_lift_boxes_it_lifts_some_on_both_robots() -> None:
     """One checkpoint, two robots: of six scenes each, some boxes are lifted on both; hands that
     hold still lift none (docs/policy_evaluation.md has shares over more scenes)."""
