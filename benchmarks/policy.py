@@ -21,7 +21,7 @@ from ego_world_model.policy import MotionPolicy
 from ego_world_model.policy.cerebellum import CerebellumConfig
 from ego_world_model.policy.cerebrum import CerebrumConfig
 from ego_world_model.policy.checkpoint import PolicyConfig
-from ego_world_model.policy.tokenizer import word_tokenizer
+from ego_world_model.policy.tokenizer import with_vocabulary, word_tokenizer
 
 INSTRUCTION = "grasp the red box with the left hand"
 # Sizes as in the published configurations of SmolVLM2-500M-Video-Instruct and ResNet-50.
@@ -49,12 +49,11 @@ def published_size() -> MotionPolicy:
     """Random weights in published sizes; normalisation of the shipped policy."""
     shipped = MotionPolicy.from_pretrained("tiny")
     tokenizer = word_tokenizer([INSTRUCTION])
-    text = TEXT | {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
-    vlm = {"scale_factor": 4, "vision_config": VISION, "text_config": text}
+    vlm = {"scale_factor": 4, "vision_config": VISION, "text_config": TEXT}
     config = PolicyConfig(
         fps=shipped.config.fps,
         fingers=shipped.config.fingers,
-        cerebrum=CerebrumConfig(image_size=512, vlm=vlm, depth=DEPTH),
+        cerebrum=CerebrumConfig(image_size=512, vlm=with_vocabulary(vlm, tokenizer), depth=DEPTH),
         cerebellum=CerebellumConfig(),
     )
     policy = MotionPolicy(config, shipped.normaliser, tokenizer)

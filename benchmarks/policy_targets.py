@@ -112,8 +112,7 @@ def execution(name: str, policy: str | None, *, most: int | None) -> str:
                     depth=seen.depth,
                     seed=len(q),
                 )
-            if most != 1:
-                chunk = smoother.push(observed, chunk, fk.camera_pose(start, camera))
+            chunk = smoother.push(observed, chunk, fk.camera_pose(start, camera))
             targets = joint_targets(chunk, fk, start, camera, limits=limits)
             executor.push(targets, observed, observed + 0.15)
             grid = observed + 0.15 + 0.05 * np.arange(6)

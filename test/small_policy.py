@@ -11,7 +11,7 @@ from ego_world_model.policy.cerebrum import CerebrumConfig
 from ego_world_model.policy.checkpoint import PolicyConfig
 from ego_world_model.policy.policy import MotionPolicy
 from ego_world_model.policy.spaces import Layout, Normaliser, finger_kind
-from ego_world_model.policy.tokenizer import word_tokenizer
+from ego_world_model.policy.tokenizer import with_vocabulary, word_tokenizer
 
 INSTRUCTIONS = (
     "grasp the red box with the left hand",
@@ -75,14 +75,14 @@ def small_policy(
     torch.manual_seed(seed)
     fingers = finger_kinds(*(robots or ("g1_dex3", "h1_2_inspire")))
     tokenizer = word_tokenizer(INSTRUCTIONS)
-    text = TEXT | {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
+    vlm = {"scale_factor": 2, "vision_config": VISION, "text_config": TEXT}
     config = PolicyConfig(
         fps=10.0,
         fingers=fingers,
         cerebrum=CerebrumConfig(
             image_size=32,
             words=16,
-            vlm={"scale_factor": 2, "vision_config": VISION, "text_config": text},
+            vlm=with_vocabulary(vlm, tokenizer),
             depth=DEPTH,
             pointing=pointing,
         ),

@@ -109,6 +109,16 @@ def test_a_part_of_a_bag_and_chosen_topics(ros_node, tmp_path):
     assert not images and not clock
 
 
+def test_who_only_follows_the_clock_does_not_count_as_listening(ros_node, tmp_path):
+    """The bag is played, and that nobody hears it is said."""
+    bag = write_bag(tmp_path / "bag", joint_messages(np.arange(10) / 50))
+    Inbox(ros_node).listen(Clock, "/clock")
+    with cli("replay", bag, "--wait", 2) as process:
+        assert process.wait(timeout=START) == 0, process.output
+    assert "nobody subscribes to these topics" in process.output
+    assert "played 10 messages" in process.output
+
+
 def test_loop_begins_again_until_ctrl_c(ros_node, tmp_path):
     bag = write_bag(tmp_path / "bag", joint_messages(np.arange(10) / 50))
     clock = Inbox(ros_node).listen(Clock, "/clock")

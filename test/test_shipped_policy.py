@@ -12,6 +12,7 @@ from ego_world_model.policy import MotionPolicy
 from ego_world_model.policy.limits import JointLimits
 from ego_world_model.policy.targets import joint_targets
 from ego_world_model.simulation import TableTop
+from ego_world_model.simulation.goals import instruction
 
 SCENES = 6
 
@@ -78,16 +79,17 @@ def told_apart(policy: MotionPolicy, robot: str) -> list[bool]:
         options = {"seed": seed, "split": "test", "task": "reach", "still": True}
         sim = TableTop(kinematics.robot, width=320, height=240, **options)
         seen, q = sim.render(), sim.joint_positions
-        camera = np.linalg.inv(kinematics.camera_pose(q, sim.camera_pose))
-        places = sim.objects.poses[:, :3] @ camera[:3, :3].T + camera[:3, 3]
+        state = kinematics.hand_state(q, sim.camera_pose)
+        camera = kinematics.camera_pose(q, sim.camera_pose)
+        places = (sim.objects.poses[:, :3] - camera[:3, 3]) @ camera[:3, :3]
         names = [item.name for item in sim.scene.objects]
         sim.close()
         for number, name in enumerate(names if len(names) > 1 else ()):
             observation = policy.observe(
                 seen.rgb,
-                kinematics.hand_state(q, sim.camera_pose),
+                state,
                 sim.camera.matrix,
-                instruction=f"reach for the {name} with the right hand",
+                instruction=instruction("reach", name, "right"),
                 depth=seen.depth,
             )
             with torch.inference_mode():

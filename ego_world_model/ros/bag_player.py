@@ -135,11 +135,11 @@ class BagPlayer:
             if found != known:
                 known, since = found, now
             quiet = _SETTLED if all(known.values()) else _MISSED
-            if any(known.values()) and now - since >= min(quiet, patience):
+            if any(self.subscribers().values()) and now - since >= min(quiet, patience):
                 return True
             if now >= deadline:
                 break
-        return any(known.values())
+        return any(self.subscribers().values())
 
     def play(
         self, stop: threading.Event, *, on_time: Callable[[float], None] | None = None

@@ -182,7 +182,7 @@ class MotionPolicyNode(ModelNode):
         self._report(observation, targets, started, predicted)
 
     def _smoothed(self, chunk: HandChunk, observation: Observation) -> HandChunk:
-        """The chunk averaged with those before it, as far as they speak of the same moments."""
+        """The chunk averaged with the one before, as far as they speak of the same moments."""
         stamp = observation.frame.stamp
         if stamp <= self._filtered:  # time was set back
             self._filter.reset()

@@ -15,7 +15,7 @@ from ego_world_model.policy.cerebrum import CerebrumConfig
 from ego_world_model.policy.checkpoint import PolicyConfig, read_tokenizer
 from ego_world_model.policy.policy import MotionPolicy
 from ego_world_model.policy.spaces import Normaliser
-from ego_world_model.policy.tokenizer import word_tokenizer
+from ego_world_model.policy.tokenizer import with_vocabulary, word_tokenizer
 from ego_world_model.training.display import Report
 from ego_world_model.training.loop import LoopSettings, Trainer, process_rng
 from ego_world_model.training.policy_data import PolicyCache
@@ -189,11 +189,7 @@ def _new_policy(config: PolicyTraining, train: PolicyCache) -> MotionPolicy:
         tokenizer = read_tokenizer(Path(declared.cerebrum.base))
     else:
         tokenizer = word_tokenizer(all_words(train.instructions, train.names))
-        vlm = dict(declared.cerebrum.vlm)
-        vlm["text_config"] = vlm.get("text_config", {}) | {
-            "vocab_size": len(tokenizer),
-            "pad_token_id": tokenizer.pad_token_id,
-        }
+        vlm = with_vocabulary(declared.cerebrum.vlm, tokenizer)
         declared = replace(declared, cerebrum=replace(declared.cerebrum, vlm=vlm))
     return MotionPolicy(declared, fitted_normaliser(train, config.chunk), tokenizer)
 

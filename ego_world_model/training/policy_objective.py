@@ -100,7 +100,7 @@ class PolicyObjective(nn.Module):
         chances = self.chances.cpu().expand(len(batch), -1)
         # what only names an object is of use where both words and image are there
         both = self.kept[:, :2].all(dim=1).cpu()
-        useful = chances * torch.where(_demonstrates(batch).cpu()[:, None], True, both)
+        useful = chances * (_demonstrates(batch).cpu()[:, None] | both)
         chances = torch.where(useful.sum(dim=1, keepdim=True) > 0, useful, chances)
         picked = torch.multinomial(chances, 1, generator=generator)[:, 0]
         return replace(
